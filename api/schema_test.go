@@ -1,0 +1,152 @@
+// Package api_test holds the schema to the promise that nothing dangerous can
+// be said in it.
+package api_test
+
+import (
+	"regexp"
+	"slices"
+	"testing"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	_ "github.com/gortium/hermes-broker/api/brokerv1"
+)
+
+// freeText are all fields of requests that hold text or bytes, with the reason
+// why each can carry no command, path, specification or archive. A new one is
+// added together with its reason, by somebody who has thought about it.
+var freeText = map[string]string{
+	"InspectContainerRequest.container":  "a name by the engine's grammar, compared with the name of the object found",
+	"ContainerLogsRequest.container":     "as InspectContainerRequest.container",
+	"ContainerStatsRequest.container":    "as InspectContainerRequest.container",
+	"StartRequest.container":             "as InspectContainerRequest.container",
+	"StopRequest.container":              "as InspectContainerRequest.container",
+	"RestartRequest.container":           "as InspectContainerRequest.container",
+	"RemoveRequest.container":            "as InspectContainerRequest.container",
+	"WaitRequest.container":              "as InspectContainerRequest.container",
+	"ListContainersRequest.name_pattern": "matched in the broker against names the caller may see; never sent to the engine",
+	"ListContainersRequest.page_token":   "parsed into a position; never sent to the engine",
+	"CanRequest.permission":              "looked up among the declared permissions",
+	"CanRequest.resource":                "matched against the policy; never sent to the engine",
+	"FreezeRequest.caller":               "must be a caller of the policy",
+	"FreezeRequest.reason":               "shown and recorded, never interpreted",
+	"UnfreezeRequest.caller":             "a key of the freezes in force",
+	"StartRequest.request_id":            "a canonical UUID, a key of the record of requests",
+	"StopRequest.request_id":             "as StartRequest.request_id",
+	"RestartRequest.request_id":          "as StartRequest.request_id",
+	"RemoveRequest.request_id":           "as StartRequest.request_id",
+	"FreezeRequest.request_id":           "as StartRequest.request_id",
+	"UnfreezeRequest.request_id":         "as StartRequest.request_id",
+}
+
+// shown are all text and bytes fields of responses that hold what is not the
+// broker's own, with the reason why each may be shown. The others hold names,
+// identifiers and times.
+var shown = map[string]string{
+	"LogEntry.stdout":                           "the container's output, redacted; the permission is about this",
+	"LogEntry.stderr":                           "the container's output, redacted; the permission is about this",
+	"Container.labels":                          "only keys on the operator's list",
+	"Container.state_text":                      "one word of the engine",
+	"Container.image":                           "the reference it was created from",
+	"Mount.source":                              "only with the permission containers.inspect_mount_sources",
+	"Mount.destination":                         "a path inside the container",
+	"InspectContainerResponse.environment_keys": "names; values are never read",
+}
+
+// dangerous are the words of what no message may carry.
+var dangerous = regexp.MustCompile(`(^|_)(command|cmd|argv?|args|entrypoint|exec|shell|script|mounts?|binds?|volumes?|devices?|capabilit(y|ies)|cap_add|privileged|path|file|dir|archive|tar|spec|config|host_config|env|environment|dockerfile|user|workdir)(_|$)`)
+
+// harmless are fields with such a word, with the reason.
+var harmless = map[string]string{
+	"InspectContainerRequest.include_mount_sources": "a boolean that asks to see",
+	"InspectContainerResponse.mounts":               "a response, of type, destination and mode",
+	"InspectContainerResponse.environment_keys":     "a response, of names",
+}
+
+func fields(t *testing.T, visit func(service bool, name string, fd protoreflect.FieldDescriptor)) {
+	requests := map[protoreflect.FullName]bool{}
+	var walk func(md protoreflect.MessageDescriptor)
+	walk = func(md protoreflect.MessageDescriptor) {
+		if requests[md.FullName()] || md.ParentFile().Package() != "hermes.broker.v1" {
+			return
+		}
+		requests[md.FullName()] = true
+		for i := range md.Fields().Len() {
+			if m := md.Fields().Get(i).Message(); m != nil {
+				walk(m)
+			}
+		}
+	}
+	messages := 0
+	var all []protoreflect.MessageDescriptor
+	protoregistry.GlobalFiles.RangeFilesByPackage("hermes.broker.v1", func(fd protoreflect.FileDescriptor) bool {
+		for i := range fd.Services().Len() {
+			for j := range fd.Services().Get(i).Methods().Len() {
+				walk(fd.Services().Get(i).Methods().Get(j).Input())
+			}
+		}
+		if fd.Path() != "hermes/broker/v1/access.proto" { // The vocabulary of options is in no call.
+			for i := range fd.Messages().Len() {
+				all = append(all, fd.Messages().Get(i))
+			}
+		}
+		return true
+	})
+	for _, md := range all {
+		messages++
+		for j := range md.Fields().Len() {
+			visit(requests[md.FullName()], string(md.Name())+"."+string(md.Fields().Get(j).Name()), md.Fields().Get(j))
+		}
+	}
+	if messages < 30 {
+		t.Fatalf("only %d messages were looked at", messages)
+	}
+}
+
+func isText(fd protoreflect.FieldDescriptor) bool {
+	if fd.IsMap() {
+		fd = fd.MapValue()
+	}
+	return fd.Kind() == protoreflect.StringKind || fd.Kind() == protoreflect.BytesKind
+}
+
+func TestNoRequestCanSayAnythingDangerous(t *testing.T) {
+	var seen []string
+	fields(t, func(request bool, name string, fd protoreflect.FieldDescriptor) {
+		if dangerous.MatchString(string(fd.Name())) && harmless[name] == "" {
+			t.Errorf("%s is called like something that no message may carry; if it is harmless, say why in this test", name)
+		}
+		if fd.Kind() == protoreflect.GroupKind || (fd.Message() != nil && slices.Contains([]protoreflect.FullName{
+			"google.protobuf.Any", "google.protobuf.Struct", "google.protobuf.Value", "google.protobuf.ListValue", "google.protobuf.FieldMask",
+		}, fd.Message().FullName())) {
+			t.Errorf("%s has a type that can hold anything", name)
+		}
+		if request && isText(fd) {
+			seen = append(seen, name)
+			if freeText[name] == "" {
+				t.Errorf("%s holds free text; add it to freeText with the reason why it can carry nothing dangerous", name)
+			}
+		}
+		if request && fd.IsMap() {
+			t.Errorf("%s is a map; requests have none", name)
+		}
+	})
+	for name := range freeText {
+		if !slices.Contains(seen, name) {
+			t.Errorf("%s is in freeText and not in the schema", name)
+		}
+	}
+}
+
+// plain are the names of response fields that hold identifiers the broker or
+// the engine made, references, addresses and the like.
+var plain = regexp.MustCompile(`^(name|id|image_id|image_digests|host_ip|protocol|type|network|ipv[46]_address|mac_address|next_page_token|spiffe_id|certificate_serial|permissions|resources|budget|rule|policy_hash|peer_address|caller|reason|frozen_by|explanation|version|revision|go_version|engine_api_version|container|request_id|permission|resource|name_pattern|page_token)$`)
+
+func TestResponsesShowOnlyWhatSomebodyThoughtAbout(t *testing.T) {
+	fields(t, func(request bool, name string, fd protoreflect.FieldDescriptor) {
+		if !request && isText(fd) && !plain.MatchString(string(fd.Name())) && shown[name] == "" {
+			t.Errorf("%s shows text; add it to shown with the reason why it holds no secret", name)
+		}
+	})
+}
