@@ -24,6 +24,7 @@ var freeText = map[string]string{
 	"StopRequest.container":              "as InspectContainerRequest.container",
 	"RestartRequest.container":           "as InspectContainerRequest.container",
 	"RemoveRequest.container":            "as InspectContainerRequest.container",
+	"RemoveRequest.expected_id":          "compared with the ID of the object found",
 	"WaitRequest.container":              "as InspectContainerRequest.container",
 	"ListContainersRequest.name_pattern": "matched in the broker against names the caller may see; never sent to the engine",
 	"ListContainersRequest.page_token":   "parsed into a position; never sent to the engine",

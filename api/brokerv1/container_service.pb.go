@@ -1943,7 +1943,11 @@ type RemoveRequest struct {
 	// As in StartRequest.
 	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Checks everything and does nothing.
-	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	ValidateOnly bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// Only if the container of this name still has this ID, such as a preview
+	// with validate_only gave it; otherwise CONTAINER_STATE. Empty asks for no
+	// particular one.
+	ExpectedId    string `protobuf:"bytes,5,opt,name=expected_id,json=expectedId,proto3" json:"expected_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2004,6 +2008,13 @@ func (x *RemoveRequest) GetValidateOnly() bool {
 		return x.ValidateOnly
 	}
 	return false
+}
+
+func (x *RemoveRequest) GetExpectedId() string {
+	if x != nil {
+		return x.ExpectedId
+	}
+	return ""
 }
 
 // RemoveResponse is the container that was removed.
@@ -2311,13 +2322,15 @@ const file_hermes_broker_v1_container_service_proto_rawDesc = "" +
 	"request_id\x18\x03 \x01(\tB\x04\x90\xe7\x18\x01R\trequestId\x12)\n" +
 	"\rvalidate_only\x18\x04 \x01(\bB\x04\x90\xe7\x18\x01R\fvalidateOnly\"R\n" +
 	"\x0fRestartResponse\x12?\n" +
-	"\tcontainer\x18\x01 \x01(\v2!.hermes.broker.v1.ContainerStatusR\tcontainer\"\x9f\x01\n" +
+	"\tcontainer\x18\x01 \x01(\v2!.hermes.broker.v1.ContainerStatusR\tcontainer\"\xc6\x01\n" +
 	"\rRemoveRequest\x12\"\n" +
 	"\tcontainer\x18\x01 \x01(\tB\x04\x90\xe7\x18\x01R\tcontainer\x12\x1a\n" +
 	"\x05force\x18\x02 \x01(\bB\x04\x90\xe7\x18\x01R\x05force\x12#\n" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tB\x04\x90\xe7\x18\x01R\trequestId\x12)\n" +
-	"\rvalidate_only\x18\x04 \x01(\bB\x04\x90\xe7\x18\x01R\fvalidateOnly\"Q\n" +
+	"\rvalidate_only\x18\x04 \x01(\bB\x04\x90\xe7\x18\x01R\fvalidateOnly\x12%\n" +
+	"\vexpected_id\x18\x05 \x01(\tB\x04\x90\xe7\x18\x01R\n" +
+	"expectedId\"Q\n" +
 	"\x0eRemoveResponse\x12?\n" +
 	"\tcontainer\x18\x01 \x01(\v2!.hermes.broker.v1.ContainerStatusR\tcontainer\"\xb1\x01\n" +
 	"\vWaitRequest\x12\"\n" +
