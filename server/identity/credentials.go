@@ -1,0 +1,171 @@
+package identity
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/credentials"
+)
+
+// Failure is a handshake that was refused.
+type Failure struct {
+	// Address is where it came from.
+	Address string
+	// Claimed is the SPIFFE ID the peer presented, if any. Nothing vouches for it.
+	Claimed string
+	// Serial is the presented certificate's serial number, if any.
+	Serial string
+	// Reason says why.
+	Reason string
+}
+
+// Info is what the handshake leaves for the calls on a connection.
+type Info struct {
+	credentials.CommonAuthInfo
+	Peer
+}
+
+// AuthType names the scheme.
+func (Info) AuthType() string { return "spiffe-mtls" }
+
+// Credentials are gRPC transport credentials that admit callers and keep track
+// of their connections, so that they can be cut.
+type Credentials struct {
+	source  Source
+	rules   Rules
+	failed  func(Failure)
+	perPeer int
+
+	mu    sync.Mutex
+	conns map[*conn]struct{}
+	count map[string]int
+}
+
+// NewCredentials makes the server's credentials. failed is told of each refused
+// handshake; perPeer bounds the connections one identity may hold open.
+func NewCredentials(source Source, rules Rules, perPeer int, failed func(Failure)) *Credentials {
+	return &Credentials{
+		source:  source,
+		rules:   rules,
+		failed:  failed,
+		perPeer: perPeer,
+		conns:   map[*conn]struct{}{},
+		count:   map[string]int{},
+	}
+}
+
+// ServerHandshake admits a caller or closes the connection. gRPC bounds its
+// time (limits.handshake_timeout).
+func (c *Credentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	var p Peer
+	tc := tls.Server(raw, tlsConfig(c.source, c.rules.Now, func(chain []*x509.Certificate) (err error) {
+		p, err = Verify(chain, c.source, c.rules)
+		return err
+	}))
+	err := tc.Handshake()
+	if bounded, ok := raw.(interface{ HandshakeDone() }); ok {
+		bounded.HandshakeDone()
+	}
+	state := tc.ConnectionState()
+	if err == nil && state.NegotiatedProtocol != "h2" {
+		err = errors.New("the client does not speak HTTP/2")
+	}
+	var tracked *conn
+	if err == nil {
+		tracked, err = c.track(tc, p)
+	}
+	if err != nil {
+		f := Failure{Address: Address(raw.RemoteAddr()), Reason: err.Error()}
+		if len(state.PeerCertificates) > 0 {
+			leaf := state.PeerCertificates[0]
+			f.Serial = leaf.SerialNumber.Text(16)
+			if len(leaf.URIs) > 0 {
+				f.Claimed = leaf.URIs[0].String()
+			}
+		}
+		c.failed(f)
+		_ = raw.Close()
+		return nil, nil, err
+	}
+	info := Info{Peer: p}
+	info.SecurityLevel = credentials.PrivacyAndIntegrity
+	return tracked, info, nil
+}
+
+// Sweep closes every connection whose peer keep says no of, and every one whose
+// certificate has expired by now.
+func (c *Credentials) Sweep(now time.Time, keep func(Peer) bool) {
+	c.mu.Lock()
+	var cut []*conn
+	for conn := range c.conns {
+		if now.After(conn.peer.NotAfter) || !keep(conn.peer) {
+			cut = append(cut, conn)
+		}
+	}
+	c.mu.Unlock()
+	for _, conn := range cut {
+		// The raw close: a TLS goodbye would wait for a peer that does not read.
+		_ = conn.Conn.(*tls.Conn).NetConn().Close()
+	}
+}
+
+func (c *Credentials) track(tc *tls.Conn, p Peer) (*conn, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.perPeer > 0 && c.count[p.ID] >= c.perPeer {
+		return nil, errors.New("the caller has as many connections open as it may")
+	}
+	tracked := &conn{Conn: tc, peer: p, owner: c}
+	c.conns[tracked] = struct{}{}
+	c.count[p.ID]++
+	return tracked, nil
+}
+
+type conn struct {
+	net.Conn
+	peer  Peer
+	owner *Credentials
+	once  sync.Once
+}
+
+// Close also forgets the connection.
+func (c *conn) Close() error {
+	c.once.Do(func() {
+		c.owner.mu.Lock()
+		defer c.owner.mu.Unlock()
+		delete(c.owner.conns, c)
+		if c.owner.count[c.peer.ID]--; c.owner.count[c.peer.ID] <= 0 {
+			delete(c.owner.count, c.peer.ID)
+		}
+	})
+	return c.Conn.Close()
+}
+
+// Address is an address for the audit trail: "198.18.0.5:40112", or "unix".
+func Address(a net.Addr) string {
+	if a == nil || a.Network() == "unix" {
+		return "unix"
+	}
+	return a.String()
+}
+
+// ClientHandshake is never used: these are the server's credentials.
+func (c *Credentials) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("server credentials cannot dial")
+}
+
+// Info describes the protocol to gRPC.
+func (c *Credentials) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "tls", SecurityVersion: "1.3"}
+}
+
+// Clone returns the same credentials: the connections they track are shared.
+func (c *Credentials) Clone() credentials.TransportCredentials { return c }
+
+// OverrideServerName does nothing on a server.
+func (c *Credentials) OverrideServerName(string) error { return nil }
