@@ -1,0 +1,205 @@
+package chain
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+
+	"github.com/google/uuid"
+	"google.golang.org/genproto/googleapis/rpc/status"
+	grpcstatus "google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	brokerv1 "github.com/gortium/hermes-broker/api/brokerv1"
+	"github.com/gortium/hermes-broker/server/audit"
+	"github.com/gortium/hermes-broker/server/call"
+	"github.com/gortium/hermes-broker/server/fault"
+	"github.com/gortium/hermes-broker/server/idempotency"
+)
+
+// changer is what access.Load has seen to it that every change's request is.
+type changer interface {
+	GetRequestId() string
+	GetValidateOnly() bool
+}
+
+// change serves a CHANGE or DESTROY call.
+func (o *op) change(ctx context.Context, handler func(context.Context) (any, error)) (any, error) {
+	req := o.req.(changer)
+	if req.GetValidateOnly() {
+		o.record.ValidateOnly = true
+		ctx, cancel := o.deadline(ctx)
+		defer cancel()
+		return handler(ctx)
+	}
+	id, err := uuid.Parse(req.GetRequestId())
+	if err != nil || id.String() != req.GetRequestId() {
+		return nil, fault.Invalid("request_id", "set it to a new UUID for every change that is meant, lower-case and with hyphens; keep it when repeating one")
+	}
+	known, answer, err := o.chain.Requests.Begin(o.caller.ID, req.GetRequestId(), o.digest())
+	if err != nil {
+		o.Note(err.Error())
+		return nil, fault.New(brokerv1.ErrorReason_ERROR_REASON_STATE_UNAVAILABLE, "the broker cannot remember more request IDs; nothing was done; tell the operator")
+	}
+	switch known {
+	case idempotency.Done:
+		o.Note("answered before; the first answer was given again")
+		return replay(answer)
+	case idempotency.Running:
+		return nil, fault.New(brokerv1.ErrorReason_ERROR_REASON_REQUEST_IN_PROGRESS,
+			"the first request with this request_id is still running; repeat it to get its answer", fault.RetryAfter(fault.RetryEngine))
+	case idempotency.Reused:
+		return nil, fault.New(brokerv1.ErrorReason_ERROR_REASON_REQUEST_ID_REUSED,
+			"request_id was used with another request; use a new UUID for another change")
+	case idempotency.Unknown:
+		return nil, fault.New(brokerv1.ErrorReason_ERROR_REASON_OUTCOME_UNKNOWN,
+			"the broker stopped before it recorded how this request ended; look at the object's state, and use a new request_id to change it")
+	}
+	o.holding = true
+	defer func() {
+		// Not even a panic may leave the ID held.
+		if o.holding && !o.intended {
+			if err := o.chain.Requests.Abandon(o.caller.ID, req.GetRequestId(), o.recorded); err != nil {
+				o.Note(err.Error())
+			}
+		}
+	}()
+	// Who asks for a change and hangs up still gets it whole, and recorded.
+	ctx, cancel := o.deadline(context.WithoutCancel(ctx))
+	defer cancel()
+	resp, err := handler(ctx)
+	if o.intended {
+		err = fault.Ensure(err, o.record.Call)
+		o.answer = encode(resp, err)
+	}
+	return resp, err
+}
+
+// digest is the request's fingerprint: method and canonical bytes.
+func (o *op) digest() [32]byte {
+	b, _ := proto.MarshalOptions{Deterministic: true}.MarshalAppend([]byte(o.method.Name+"\x00"), o.req)
+	return sha256.Sum256(b)
+}
+
+// Intend implements call.Scope.
+func (o *op) Intend(ctx context.Context, target string) error {
+	if !o.holding || o.intended {
+		o.Note("a handler meant to change something that it was not asked to")
+		return fault.Internal(o.record.Call)
+	}
+	o.record.Target = target
+	// Time has passed since the first decision; the last one counts.
+	if err := o.permitted(); err != nil {
+		return err
+	}
+	budget := o.rule.Budget
+	if budget.Count == 0 {
+		budget = o.chain.Budget
+	}
+	if ok, wait := o.chain.Limits.Change(o.caller.ID+" "+o.record.Resource, budget.Count, budget.Per); !ok {
+		return fault.New(brokerv1.ErrorReason_ERROR_REASON_CHANGE_BUDGET_EXHAUSTED,
+			o.record.Resource+" was changed as often as allowed ("+budget.String()+"); wait as RetryInfo says", fault.RetryAfter(wait))
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.chain.AuditTimeout)
+	defer cancel()
+	intent := o.snapshot()
+	intent.Event = audit.EventIntent
+	if _, err := o.chain.Audit.Sync(ctx, intent); err != nil {
+		// It may yet reach the disk, behind our back; then this closes it.
+		o.record.Event = audit.EventOutcome
+		o.Note("not carried out: " + err.Error())
+		return fault.New(brokerv1.ErrorReason_ERROR_REASON_AUDIT_UNAVAILABLE,
+			"the audit trail cannot be written, so nothing was done; tell the operator", fault.RetryAfter(fault.RetryEngine))
+	}
+	// From here on the record must be closed, whatever becomes of the call.
+	o.intended = true
+	if err := o.chain.Requests.Record(o.caller.ID, o.req.(changer).GetRequestId()); err != nil {
+		o.Note("not carried out: " + err.Error())
+		return fault.New(brokerv1.ErrorReason_ERROR_REASON_STATE_UNAVAILABLE,
+			"the broker's state cannot be written, so nothing was done; tell the operator", fault.RetryAfter(fault.RetryEngine))
+	}
+	o.recorded = true
+	return nil
+}
+
+// closeEffect records the outcome of a change, on disk, before the caller hears
+// of it.
+func (o *op) closeEffect(err error) error {
+	o.record.Event = audit.EventOutcome
+	ctx, cancel := context.WithTimeout(context.Background(), o.chain.AuditTimeout)
+	defer cancel()
+	_, failed := o.chain.Audit.Sync(ctx, o.snapshot())
+	requestID := o.req.(changer).GetRequestId()
+	if !o.recorded {
+		// The effect never began: the ID may be used again.
+		failed = errors.Join(failed, o.chain.Requests.Abandon(o.caller.ID, requestID, true))
+		return err
+	}
+	if o.answer == nil { // A panic took the answer.
+		o.answer = encode(nil, err)
+	}
+	if e := o.chain.Requests.Finish(o.caller.ID, requestID, *o.answer); e != nil {
+		failed = errors.Join(failed, e)
+	}
+	if failed != nil && err == nil {
+		return fault.New(brokerv1.ErrorReason_ERROR_REASON_OUTCOME_UNKNOWN,
+			"the change was made, but the record of it could not be closed; look at the object's state, and tell the operator that the disk fails")
+	}
+	return err
+}
+
+// encode keeps an answer for whoever repeats the request.
+func encode(resp any, err error) *idempotency.Answer {
+	if err != nil {
+		b, _ := proto.Marshal(grpcstatus.Convert(err).Proto())
+		return &idempotency.Answer{Status: b}
+	}
+	a, _ := anypb.New(resp.(proto.Message))
+	b, _ := proto.Marshal(a)
+	return &idempotency.Answer{Response: b}
+}
+
+func replay(a idempotency.Answer) (any, error) {
+	if a.Status != nil {
+		var st status.Status
+		if err := proto.Unmarshal(a.Status, &st); err != nil {
+			return nil, err
+		}
+		return nil, grpcstatus.FromProto(&st).Err()
+	}
+	var any anypb.Any
+	if err := proto.Unmarshal(a.Response, &any); err != nil {
+		return nil, err
+	}
+	return any.UnmarshalNew()
+}
+
+// Visible implements call.Scope.
+func (o *op) Visible(resource string) bool {
+	return o.policy.Decide(o.caller.ID, o.method.Permission, resource).Allowed
+}
+
+// Note implements call.Scope.
+func (o *op) Note(detail string) {
+	o.noteLock.Lock()
+	defer o.noteLock.Unlock()
+	if o.record.Detail != "" {
+		o.record.Detail += "; "
+	}
+	o.record.Detail += detail
+}
+
+// Caller implements call.Scope.
+func (o *op) Caller() call.Caller { return o.caller }
+
+// ID implements call.Scope.
+func (o *op) ID() string { return o.record.Call }
+
+// snapshot is the record as it is now: a handler that was left behind may still
+// add notes.
+func (o *op) snapshot() audit.Record {
+	o.noteLock.Lock()
+	defer o.noteLock.Unlock()
+	return o.record
+}

@@ -1,0 +1,206 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/build"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/api/types/network"
+	"github.com/docker/docker/api/types/swarm"
+	"github.com/docker/docker/api/types/volume"
+	"github.com/docker/docker/client"
+
+	"github.com/gortium/hermes-broker/e2e/testhost"
+	"github.com/gortium/hermes-broker/server/call"
+)
+
+const someID = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+
+// leave is a scope that records nothing and allows every intent.
+type leave struct{}
+
+func (leave) Visible(string) bool                  { return true }
+func (leave) Intend(context.Context, string) error { return nil }
+func (leave) Note(string)                          {}
+func (leave) Caller() call.Caller                  { return call.Caller{} }
+func (leave) ID() string                           { return "test" }
+
+func intended(t *testing.T) context.Context {
+	t.Helper()
+	ctx, err := call.Intend(call.With(t.Context(), leave{}), someID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ctx
+}
+
+// recorded is an engine that takes everything down, and answers 200 to all.
+func recorded(t *testing.T) *testhost.Recorder {
+	t.Helper()
+	r, err := testhost.RecordEngine("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	r.Script("/", testhost.Answer(map[string]any{"Id": someID, "ID": someID}))
+	return r
+}
+
+// TestNothingElseLeaves drives the SDK's own dangerous calls, with a recorded
+// intent even, through the client as brokerd has it: none may reach the engine,
+// hijacked connections, which dial by themselves, included.
+func TestNothingElseLeaves(t *testing.T) {
+	engine := recorded(t)
+	cli, err := client.NewClientWithOpts(client.WithHost("unix:///dev/null/nope"),
+		client.WithHTTPClient(&http.Client{Transport: newTransport(engine.Socket)}), client.WithVersion("1.51"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(intended(t), 30*time.Second)
+	defer cancel()
+	one := func(_ any, err error) error { return err }
+	for name, do := range map[string]func() error{
+		"exec create": func() error {
+			return one(cli.ContainerExecCreate(ctx, someID, container.ExecOptions{Cmd: []string{"sh"}}))
+		},
+		"exec start":   func() error { return cli.ContainerExecStart(ctx, someID, container.ExecStartOptions{}) },
+		"exec attach":  func() error { return one(cli.ContainerExecAttach(ctx, someID, container.ExecAttachOptions{})) },
+		"exec inspect": func() error { return one(cli.ContainerExecInspect(ctx, someID)) },
+		"exec resize":  func() error { return cli.ContainerExecResize(ctx, someID, container.ResizeOptions{}) },
+		"attach": func() error {
+			return one(cli.ContainerAttach(ctx, someID, container.AttachOptions{Stream: true, Stdin: true}))
+		},
+		"copy to": func() error {
+			return cli.CopyToContainer(ctx, someID, "/", strings.NewReader("x"), container.CopyToContainerOptions{})
+		},
+		"copy from":        func() error { _, _, err := cli.CopyFromContainer(ctx, someID, "/etc/shadow"); return err },
+		"stat path":        func() error { return one(cli.ContainerStatPath(ctx, someID, "/")) },
+		"commit":           func() error { return one(cli.ContainerCommit(ctx, someID, container.CommitOptions{})) },
+		"diff":             func() error { return one(cli.ContainerDiff(ctx, someID)) },
+		"export":           func() error { return one(cli.ContainerExport(ctx, someID)) },
+		"create":           func() error { return one(cli.ContainerCreate(ctx, &container.Config{Image: "x"}, nil, nil, nil, "x")) },
+		"update":           func() error { return one(cli.ContainerUpdate(ctx, someID, container.UpdateConfig{})) },
+		"rename":           func() error { return cli.ContainerRename(ctx, someID, "other") },
+		"kill":             func() error { return cli.ContainerKill(ctx, someID, "KILL") },
+		"pause":            func() error { return cli.ContainerPause(ctx, someID) },
+		"unpause":          func() error { return cli.ContainerUnpause(ctx, someID) },
+		"resize":           func() error { return cli.ContainerResize(ctx, someID, container.ResizeOptions{}) },
+		"top":              func() error { return one(cli.ContainerTop(ctx, someID, []string{"-ef"})) },
+		"prune containers": func() error { return one(cli.ContainersPrune(ctx, filters.Args{})) },
+		"start checkpoint": func() error { return cli.ContainerStart(ctx, someID, container.StartOptions{CheckpointID: "c"}) },
+		"remove volumes":   func() error { return cli.ContainerRemove(ctx, someID, container.RemoveOptions{RemoveVolumes: true}) },
+		"remove link":      func() error { return cli.ContainerRemove(ctx, someID, container.RemoveOptions{RemoveLinks: true}) },
+		"restart by name":  func() error { return cli.ContainerRestart(ctx, "web", container.StopOptions{}) },
+		"stop with signal": func() error { return cli.ContainerStop(ctx, someID, container.StopOptions{Signal: "SIGUSR1"}) },
+		"list with filter": func() error {
+			return one(cli.ContainerList(ctx, container.ListOptions{Filters: filters.NewArgs(filters.Arg("label", "x"))}))
+		},
+		"image save": func() error { return one(cli.ImageSave(ctx, []string{"x"})) },
+		"image load": func() error { return one(cli.ImageLoad(ctx, strings.NewReader("x"))) },
+		"image import": func() error {
+			return one(cli.ImageImport(ctx, image.ImportSource{Source: strings.NewReader("x"), SourceName: "-"}, "x", image.ImportOptions{}))
+		},
+		"image pull":        func() error { return one(cli.ImagePull(ctx, "alpine", image.PullOptions{})) },
+		"image push":        func() error { return one(cli.ImagePush(ctx, "alpine", image.PushOptions{RegistryAuth: "e30="})) },
+		"image tag":         func() error { return cli.ImageTag(ctx, "alpine", "other") },
+		"image build":       func() error { return one(cli.ImageBuild(ctx, strings.NewReader("x"), build.ImageBuildOptions{})) },
+		"image remove":      func() error { return one(cli.ImageRemove(ctx, "alpine", image.RemoveOptions{})) },
+		"image history":     func() error { return one(cli.ImageHistory(ctx, "alpine")) },
+		"network create":    func() error { return one(cli.NetworkCreate(ctx, "n", network.CreateOptions{})) },
+		"network connect":   func() error { return cli.NetworkConnect(ctx, "n", someID, nil) },
+		"volume create":     func() error { return one(cli.VolumeCreate(ctx, volume.CreateOptions{})) },
+		"volume remove":     func() error { return cli.VolumeRemove(ctx, "v", true) },
+		"info":              func() error { return one(cli.Info(ctx)) },
+		"swarm init":        func() error { return one(cli.SwarmInit(ctx, swarm.InitRequest{})) },
+		"secret create":     func() error { return one(cli.SecretCreate(ctx, swarm.SecretSpec{})) },
+		"session":           func() error { return one(cli.DialHijack(ctx, "/session", "h2c", nil)) },
+		"native gRPC":       func() error { return one(cli.DialHijack(ctx, "/grpc", "h2c", nil)) },
+		"inspect with path": func() error { return one(cli.ContainerInspect(ctx, "a/b")) },
+	} {
+		if err := do(); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	if got := engine.Requests(); len(got) != 0 {
+		t.Errorf("reached the engine: %v", got)
+	}
+}
+
+// TestForbiddenSpellings sends requests no SDK would make.
+func TestForbiddenSpellings(t *testing.T) {
+	engine := recorded(t)
+	cli := &http.Client{Transport: newTransport(engine.Socket)}
+	for _, line := range []string{
+		"POST /containers/" + someID + "/exec", "POST /v1.41/exec/" + someID + "/start", "POST /containers/" + someID + "/attach",
+		"GET /containers/" + someID + "/attach/ws", "GET /containers/" + someID + "/archive?path=/etc", "PUT /containers/" + someID + "/archive?path=/",
+		"GET /containers/" + someID + "/export", "POST /commit?container=x", "GET /images/get", "GET /images/alpine/get", "POST /images/load",
+		"POST /images/create?fromImage=x", "POST /build", "POST /session", "GET /system/df", "GET /events", "POST /containers/create",
+		"POST /v1.41/containers/" + someID + "/restart/exec", "POST /containers/" + someID + "/../" + someID + "/restart", "POST /v1.41//containers/" + someID + "/restart",
+		"POST /containers/" + strings.ToUpper(someID) + "/restart", "POST /containers/" + someID[:12] + "/restart", "POST /containers/" + someID + "0/restart",
+		"POST /containers/%30" + someID[1:] + "/restart", "POST /containers/" + someID + "%2Frestart", "DELETE /containers/" + someID + "?v=1",
+		"DELETE /containers/" + someID + "?force=1&v=1", "POST /containers/" + someID + "/stop?signal=KILL", "GET /containers/json?size=1",
+		"GET /containers/json?filters=x", "GET /containers/web/json?size=1", "GET /images/alpine/json", "PATCH /containers/json", "OPTIONS /_ping",
+		"GET /v1.41/v1.41/containers/json", "GET /v2/containers/json", "GET /containers/web%2f..%2fdb/json", "GET /containers/-x/json",
+		"GET /containers/" + someID + "/logs?details=1", "GET /containers/" + someID + "/stats?one-shot=1",
+	} {
+		method, url, _ := strings.Cut(line, " ")
+		req, err := http.NewRequestWithContext(intended(t), method, "http://engine"+url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := cli.Do(req); !errors.Is(err, errForbidden) {
+			t.Errorf("%s: %v", line, err)
+		}
+	}
+	upgrade, _ := http.NewRequestWithContext(intended(t), "POST", "http://engine/containers/"+someID+"/start", nil)
+	upgrade.Header.Set("Connection", "Upgrade")
+	upgrade.Header.Set("Upgrade", "tcp")
+	body, _ := http.NewRequestWithContext(intended(t), "POST", "http://engine/containers/"+someID+"/start", strings.NewReader(`{"Binds":["/:/host"]}`))
+	for _, req := range []*http.Request{upgrade, body} {
+		if _, err := cli.Do(req); !errors.Is(err, errForbidden) {
+			t.Errorf("%v: %v", req.Header, err)
+		}
+	}
+	if got := engine.Requests(); len(got) != 0 {
+		t.Errorf("reached the engine: %v", got)
+	}
+}
+
+// TestNoChangeWithoutIntent: the table's own changes, from a context that never
+// saw Intend.
+func TestNoChangeWithoutIntent(t *testing.T) {
+	engine := recorded(t)
+	e, err := newEngine(engine.Socket, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := call.With(t.Context(), leave{})
+	for name, do := range map[string]func(context.Context) error{
+		"start":   func(ctx context.Context) error { return e.start(ctx, someID) },
+		"stop":    func(ctx context.Context) error { return e.stop(ctx, someID, nil) },
+		"restart": func(ctx context.Context) error { return e.restart(ctx, someID, nil) },
+		"remove":  func(ctx context.Context) error { return e.remove(ctx, someID, true) },
+	} {
+		if err := do(ctx); !errors.Is(err, errNoIntent) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := do(t.Context()); !errors.Is(err, errNoIntent) {
+			t.Errorf("%s without a scope: %v", name, err)
+		}
+	}
+	for _, q := range engine.Requests() {
+		if q.Method != "HEAD" && q.Method != "GET" {
+			t.Errorf("reached the engine: %v", q)
+		}
+	}
+	if err := e.restart(intended(t), someID, nil); err != nil {
+		t.Errorf("with an intent: %v", err)
+	}
+}

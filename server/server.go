@@ -1,0 +1,355 @@
+// Package server makes brokerd out of its parts: configuration, identity, the
+// chain, the services, and what watches over them.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+
+	brokerv1 "github.com/gortium/hermes-broker/api/brokerv1"
+	"github.com/gortium/hermes-broker/server/access"
+	"github.com/gortium/hermes-broker/server/audit"
+	"github.com/gortium/hermes-broker/server/chain"
+	"github.com/gortium/hermes-broker/server/docker"
+	"github.com/gortium/hermes-broker/server/freeze"
+	"github.com/gortium/hermes-broker/server/idempotency"
+	"github.com/gortium/hermes-broker/server/identity"
+	"github.com/gortium/hermes-broker/server/limits"
+	"github.com/gortium/hermes-broker/server/policy"
+	"github.com/gortium/hermes-broker/server/redact"
+	"github.com/gortium/hermes-broker/server/rootfile"
+	"github.com/gortium/hermes-broker/server/strictyaml"
+)
+
+// Server is a brokerd.
+type Server struct {
+	cfg     *Config
+	now     func() time.Time
+	methods *access.Registry
+	policy  atomic.Pointer[policy.Policy]
+	audit   *audit.Log
+	store   *idempotency.Store
+	chain   *chain.Chain
+	creds   *identity.Credentials
+	source  identity.Source
+	files   *identity.Files // nil with a Workload API.
+	engine  *docker.Containers
+	health  *health.Server
+	grpc    *grpc.Server
+
+	reloading   sync.Mutex
+	policyStamp rootfile.Stamp
+	refused     *limits.Sampler
+}
+
+// engineService is the health service's name for whatever needs the engine.
+const engineService = "hermes.broker.v1.ContainerService"
+
+// services registers all services there are.
+func services(r grpc.ServiceRegistrar, b brokerv1.BrokerServiceServer, c brokerv1.ContainerServiceServer, h healthv1.HealthServer) {
+	brokerv1.RegisterBrokerServiceServer(r, b)
+	brokerv1.RegisterContainerServiceServer(r, c)
+	healthv1.RegisterHealthServer(r, h)
+}
+
+// Methods are the declarations of all methods that brokerd serves.
+func Methods() (*access.Registry, error) {
+	s := grpc.NewServer()
+	services(s, brokerv1.UnimplementedBrokerServiceServer{}, brokerv1.UnimplementedContainerServiceServer{}, healthv1.UnimplementedHealthServer{})
+	return access.Load(s.GetServiceInfo())
+}
+
+// New makes a brokerd that does not listen yet. Whatever it needs and cannot
+// have is an error, save the container engine, which may come later.
+func New(ctx context.Context, cfg *Config) (_ *Server, err error) {
+	s := &Server{cfg: cfg, now: time.Now}
+	s.refused = limits.NewSampler(s.now)
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if s.methods, err = Methods(); err != nil {
+		return nil, err
+	}
+	p, err := s.readPolicy()
+	if err != nil {
+		return nil, err
+	}
+	s.policy.Store(p)
+	if err := s.openState(ctx); err != nil {
+		return nil, err
+	}
+	rules, err := redact.New(values(cfg.Logs.Redact))
+	if err != nil {
+		return nil, err
+	}
+	if s.engine, err = docker.NewContainers(cfg.Engine.Socket.Value, values(cfg.Containers.Labels), rules); err != nil {
+		return nil, err
+	}
+	frozen, err := freeze.Open(filepath.Join(cfg.State.Value, "freeze.json"))
+	if err != nil {
+		slog.Error("the freeze file is broken, so everybody is frozen", "error", err)
+		s.audit.Append(audit.Record{Event: audit.EventFreeze, Detail: err.Error()})
+	}
+	l := &cfg.Limits
+	s.chain = chain.New(chain.Config{
+		Methods: s.methods,
+		Policy:  s.policy.Load,
+		Audit:   s.audit,
+		Limits: limits.New(limits.Config{
+			Rate: l.Rate.Value, Burst: l.Burst.Value, Calls: l.Calls.Value, Streams: l.Streams.Value,
+		}, s.now),
+		Freeze:       frozen,
+		Requests:     s.store,
+		Budget:       l.Changes.Value,
+		CallTimeout:  l.CallTimeout.Value,
+		StreamAge:    l.StreamAge.Value,
+		SendTimeout:  l.SendTimeout.Value,
+		AuditTimeout: cfg.Audit.Timeout.Value,
+		Now:          s.now,
+	})
+	if err := s.openIdentity(ctx); err != nil {
+		return nil, err
+	}
+	s.health = health.NewServer()
+	s.health.SetServingStatus(engineService, healthv1.HealthCheckResponse_NOT_SERVING)
+	s.grpc = grpc.NewServer(append(s.chain.Options(), s.options()...)...)
+	services(s.chain.Register(s.grpc), &broker{
+		policy: s.policy.Load, freeze: frozen, methods: s.methods, engine: s.engine.Ping, recheck: s.recheck, now: s.now,
+	}, s.engine, s.health)
+	// What is served is what was declared, and nothing besides.
+	if _, err := access.Load(s.grpc.GetServiceInfo()); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// openState opens what must be on disk before anything is served.
+func (s *Server) openState(ctx context.Context) (err error) {
+	dir := s.cfg.State.Value
+	if err := rootfile.MkdirPrivate(dir); err != nil {
+		return err
+	}
+	s.audit, err = audit.Open(audit.Options{
+		Dir: filepath.Join(dir, "audit"), SegmentBytes: int64(s.cfg.Audit.Segment.Value), KeepSegments: s.cfg.Audit.Keep.Value, Now: s.now,
+	})
+	if err != nil {
+		return fmt.Errorf("audit trail: %w", err)
+	}
+	for _, o := range s.audit.Orphans() {
+		slog.Warn("a change was under way when brokerd stopped; its outcome is unknown", "call", o.Call, "method", o.Method, "resource", o.Resource)
+	}
+	l := &s.cfg.Limits
+	s.store, err = idempotency.Open(filepath.Join(dir, "requests.jsonl"), l.RequestIDRetention.Value, l.RequestIDs.Value, s.now)
+	return err
+}
+
+func (s *Server) openIdentity(ctx context.Context) (err error) {
+	id := &s.cfg.Identity
+	if id.WorkloadAPI.Value != "" {
+		s.source, err = identity.NewWorkloadAPI(ctx, id.WorkloadAPI.Value)
+	} else {
+		s.files, err = identity.NewFiles(id.paths())
+		s.source = s.files
+	}
+	if err != nil {
+		return fmt.Errorf("identity: %w", err)
+	}
+	svid, err := s.source.GetX509SVID()
+	if err != nil {
+		return fmt.Errorf("identity: %w", err)
+	}
+	if td := s.policy.Load().TrustDomain; svid.ID.TrustDomain().Name() != td {
+		return fmt.Errorf("identity: the broker's certificate is of the trust domain %s, the policy of %s", svid.ID.TrustDomain().Name(), td)
+	}
+	s.creds = identity.NewCredentials(s.source, identity.Rules{
+		TrustDomain: func() string { return s.policy.Load().TrustDomain },
+		Revoked:     func(serial string) bool { return s.policy.Load().Revoked(serial) },
+		MaxLifetime: id.MaxLifetime.Value,
+		Now:         s.now,
+	}, s.cfg.Limits.CallerConnections.Value, s.handshakeFailed)
+	return nil
+}
+
+func (s *Server) handshakeFailed(f identity.Failure) {
+	host, _, err := net.SplitHostPort(f.Address)
+	if err != nil {
+		host = f.Address
+	}
+	if skipped, ok := s.refused.Take(host); ok {
+		s.audit.Append(audit.Record{
+			Event: audit.EventHandshake, Peer: f.Address, Caller: f.Claimed, Serial: f.Serial, Detail: f.Reason, Count: uint64(skipped),
+		})
+	}
+}
+
+// options bounds what gRPC leaves without bounds.
+func (s *Server) options() []grpc.ServerOption {
+	l := &s.cfg.Limits
+	return []grpc.ServerOption{
+		grpc.Creds(s.creds),
+		grpc.ConnectionTimeout(l.HandshakeTimeout.Value),
+		grpc.MaxConcurrentStreams(uint32(l.ConnectionStreams.Value)),
+		grpc.MaxRecvMsgSize(int(l.Message.Value)),
+		grpc.MaxSendMsgSize(4 << 20),
+		grpc.MaxHeaderListSize(uint32(l.Header.Value)),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: l.IdleTimeout.Value, Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 20 * time.Second, PermitWithoutStream: true}),
+		grpc.WaitForHandlers(true),
+	}
+}
+
+// Serve listens and serves until the context ends, then stops: running streams
+// are told to go, running calls may end within limits.stop_timeout.
+func (s *Server) Serve(ctx context.Context) error {
+	defer s.close()
+	var listeners []net.Listener
+	for i := range s.cfg.Listen {
+		l, err := listen(&s.cfg.Listen[i], &s.cfg.Limits)
+		if err != nil {
+			for _, open := range listeners {
+				_ = open.Close()
+			}
+			return err
+		}
+		listeners = append(listeners, l)
+	}
+	s.audit.Append(audit.Record{Event: audit.EventStart, Policy: s.policy.Load().Hash, Detail: "brokerd " + Version})
+
+	watching, stopWatching := context.WithCancel(ctx)
+	var watchers, servers sync.WaitGroup
+	watchers.Go(func() { s.watchPolicy(watching) })
+	watchers.Go(func() { s.watchCalls(watching) })
+	watchers.Go(func() { s.watchEngine(watching) })
+	if s.files != nil {
+		watchers.Go(func() { s.files.Watch(watching, pollInterval, s.identityReloaded) })
+	}
+	failed := make(chan error, len(listeners))
+	for _, l := range listeners {
+		slog.Info("serving", "network", l.Addr().Network(), "address", l.Addr().String())
+		servers.Go(func() { failed <- s.grpc.Serve(l) })
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+		slog.Info("stopping")
+	case err = <-failed:
+	}
+	s.stop()
+	servers.Wait()
+	stopWatching()
+	watchers.Wait()
+	s.audit.Append(audit.Record{Event: audit.EventStop})
+	return err
+}
+
+func (s *Server) stop() {
+	s.health.Shutdown()
+	done := make(chan struct{})
+	go func() { s.grpc.GracefulStop(); close(done) }()
+	s.chain.CutAll()
+	select {
+	case <-done:
+	case <-time.After(s.cfg.Limits.StopTimeout.Value):
+		slog.Warn("calls still run; stopping without them")
+		// Not grpc.Stop alone: it would wait for handlers too.
+		go s.grpc.Stop()
+		select {
+		case <-done:
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func (s *Server) close() {
+	if closer, ok := s.source.(interface{ Close() error }); ok && s.files == nil {
+		_ = closer.Close()
+	}
+	if s.audit != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), s.cfg.Audit.Timeout.Value)
+		defer cancel()
+		if err := s.audit.Close(ctx); err != nil {
+			slog.Error("the audit trail was not closed", "error", err)
+		}
+	}
+	if s.store != nil {
+		_ = s.store.Close()
+	}
+}
+
+func (s *Server) readPolicy() (*policy.Policy, error) {
+	path := s.cfg.Policy.Value
+	stamp, _ := rootfile.StampOf(path)
+	s.policyStamp = stamp // From before the read: a write in between is seen later.
+	data, err := rootfile.Read(path, rootfile.Options{})
+	if err != nil {
+		return nil, err
+	}
+	p, problems := policy.Parse(path, data, s.methods.Permissions())
+	return p, problems.Err()
+}
+
+// Check says everything that is wrong with a configuration and the files it
+// names, without starting.
+func Check(path string) strictyaml.Problems {
+	var problems strictyaml.Problems
+	note := func(file string, err error) {
+		var more strictyaml.Problems
+		switch {
+		case err == nil:
+		case errors.As(err, &more):
+			problems = append(problems, more...)
+		default:
+			problems.Add(file, strictyaml.Pos{}, "%v", err)
+		}
+	}
+	cfg, err := LoadConfig(path)
+	note(path, err)
+	s := &Server{cfg: cfg, now: time.Now}
+	if s.methods, err = Methods(); err != nil {
+		note("brokerd", err)
+		return problems
+	}
+	if cfg == nil {
+		return problems
+	}
+	p, err := s.readPolicy()
+	note(cfg.Policy.Value, err)
+	if cfg.Identity.WorkloadAPI.Value != "" || cfg.Identity.Certificate.Value == "" {
+		return problems
+	}
+	files, err := identity.NewFiles(cfg.Identity.paths())
+	if err != nil {
+		note(cfg.Identity.Certificate.Value, err)
+		return problems
+	}
+	svid, _ := files.GetX509SVID()
+	if p != nil && svid.ID.TrustDomain().Name() != p.TrustDomain {
+		note(cfg.Identity.Certificate.Value, fmt.Errorf("is of the trust domain %s, the policy of %s", svid.ID.TrustDomain().Name(), p.TrustDomain))
+	}
+	return problems
+}
+
+// LoadConfig reads a configuration file. With problems in the file it returns
+// what could be read and a strictyaml.Problems.
+func LoadConfig(path string) (*Config, error) {
+	data, err := rootfile.Read(path, rootfile.Options{})
+	if err != nil {
+		return nil, err
+	}
+	cfg, problems := ParseConfig(path, data)
+	return cfg, problems.Err()
+}

@@ -1,0 +1,125 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/gortium/hermes-broker/server/audit"
+	"github.com/gortium/hermes-broker/server/identity"
+	"github.com/gortium/hermes-broker/server/rootfile"
+)
+
+// pollInterval is how often files are looked at: with the second that a cut may
+// take, a change of the policy is in force, streams and all, well within two.
+const pollInterval = 250 * time.Millisecond
+
+func (s *Server) watchPolicy(ctx context.Context) {
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if stamp, err := rootfile.StampOf(s.cfg.Policy.Value); err == nil && stamp != s.stamp() {
+				s.Reload()
+			}
+		}
+	}
+}
+
+var errTrustDomain = errors.New("trust_domain cannot change while brokerd runs; restart it")
+
+func (s *Server) stamp() rootfile.Stamp {
+	s.reloading.Lock()
+	defer s.reloading.Unlock()
+	return s.policyStamp
+}
+
+// Reload reads the policy anew. A bad one is refused and reported, and the old
+// one stays in force. What the new one no longer allows is cut.
+func (s *Server) Reload() {
+	s.reloading.Lock()
+	defer s.reloading.Unlock()
+	p, err := s.readPolicy()
+	if err == nil && p.TrustDomain != s.policy.Load().TrustDomain {
+		err = errTrustDomain
+	}
+	if err != nil {
+		slog.Error("the policy was not reloaded; the old one stays in force", "error", err)
+		s.audit.Append(audit.Record{Event: audit.EventReload, Policy: s.policy.Load().Hash, Code: "FailedPrecondition", Detail: "refused: " + err.Error()})
+		return
+	}
+	if p.Hash == s.policy.Load().Hash {
+		return
+	}
+	s.policy.Store(p)
+	slog.Info("the policy was reloaded", "hash", p.Hash)
+	s.audit.Append(audit.Record{Event: audit.EventReload, Policy: p.Hash, Code: "OK", Detail: "policy"})
+	s.recheck()
+}
+
+// recheck cuts connections and calls that would not be let through now.
+func (s *Server) recheck() {
+	p := s.policy.Load()
+	s.chain.Recheck()
+	s.creds.Sweep(s.now(), func(peer identity.Peer) bool { return !p.Revoked(peer.Serial) })
+}
+
+// watchCalls does so for what time alone ends: certificates, ages, sleepers.
+func (s *Server) watchCalls(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			s.recheck()
+		}
+	}
+}
+
+// watchEngine keeps the health service true. Nothing else depends on it: calls
+// find out by themselves that the engine is down, or back.
+func (s *Server) watchEngine(ctx context.Context) {
+	tick := time.NewTicker(2 * time.Second)
+	defer tick.Stop()
+	up := false
+	for {
+		ping, cancel := context.WithTimeout(ctx, 2*time.Second)
+		_, err := s.engine.Ping(ping)
+		cancel()
+		if ctx.Err() != nil {
+			return
+		}
+		if now := err == nil; now != up {
+			up = now
+			status := healthv1.HealthCheckResponse_NOT_SERVING
+			if up {
+				status = healthv1.HealthCheckResponse_SERVING
+			}
+			s.health.SetServingStatus(engineService, status)
+			slog.Info("container engine", "available", up)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *Server) identityReloaded(err error) {
+	if err != nil {
+		slog.Error("the certificates were not reloaded; the last good ones stay in use", "error", err)
+		s.audit.Append(audit.Record{Event: audit.EventReload, Code: "FailedPrecondition", Detail: "certificates refused: " + err.Error()})
+		return
+	}
+	slog.Info("the certificates were reloaded")
+	s.audit.Append(audit.Record{Event: audit.EventReload, Code: "OK", Detail: "certificates"})
+}
