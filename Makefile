@@ -36,7 +36,7 @@ test: ## Run every test, end to end ones too, with the race detector (as root)
 	@scripts/install-test-deps
 	go vet ./...
 	go test -race -timeout 20m $$(go list ./... | grep -v /e2e)
-	go test -race -timeout 30m -v $(E2E) 2>&1 | scripts/test-summary
+	go test -race -timeout 30m $(E2E)
 
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME (default 30s) each

@@ -91,11 +91,8 @@ func (b *broker) Can(ctx context.Context, req *brokerv1.CanRequest) (*brokerv1.C
 		resp.Explanation = "no rule grants it"
 	}
 	_, frozen := b.freeze.Check(who)
-	for _, m := range b.methods.Methods() {
-		if m.Permission == req.GetPermission() {
-			resp.Frozen = frozen && d.Allowed && m.Changes() && !m.WhileFrozen
-		}
-	}
+	m := b.methods.Asking(req.GetPermission())
+	resp.Frozen = frozen && d.Allowed && m.Changes() && !m.WhileFrozen
 	return resp, nil
 }
 

@@ -20,7 +20,7 @@ import (
 	"github.com/gortium/hermes-broker/server/fault"
 )
 
-func wantReason(t *testing.T, err error, want string) {
+func wantReason(t testing.TB, err error, want string) {
 	t.Helper()
 	if got := fault.Reason(err); got != want {
 		t.Errorf("got %v (%s), want %s", err, got, want)

@@ -60,7 +60,7 @@ const nothing = "trust_domain: home.example\ncallers:\n  - id: " + hermes + "\n"
 // rig is a brokerd in this process, on a socket and a port, with real
 // certificates and an engine that answers what the test scripts.
 type rig struct {
-	t      *testing.T
+	t      testing.TB
 	dir    string
 	ca     *certs.CA
 	server *Server
@@ -69,7 +69,7 @@ type rig struct {
 	stop   func()
 }
 
-func newRig(t *testing.T, policyText string, edit func(*Config)) *rig {
+func newRig(t testing.TB, policyText string, edit func(*Config)) *rig {
 	t.Helper()
 	r := &rig{t: t, dir: t.TempDir(), ca: certstest.NewCA(t, "home.example")}
 	if err := os.Chmod(r.dir, 0o700); err != nil {
@@ -166,6 +166,18 @@ func (r *rig) tlsOf(pair tls.Certificate) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, RootCAs: pool, ServerName: "localhost", NextProtos: []string{"h2"},
 	}
+}
+
+// serverTLS is the plain configuration of a server with the broker's certificate
+// that verifies its clients.
+func (r *rig) serverTLS() *tls.Config {
+	pair, err := tls.LoadX509KeyPair(r.path("server.crt"), r.path("server.key"))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(r.ca.Certificate())
+	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert, NextProtos: []string{"h2"}}
 }
 
 func (r *rig) pair(id string) *certstest.Pair {

@@ -160,13 +160,16 @@ func (s *Server) openState(ctx context.Context) (err error) {
 func (s *Server) openIdentity(ctx context.Context) (err error) {
 	id := &s.cfg.Identity
 	if id.WorkloadAPI.Value != "" {
-		s.source, err = identity.NewWorkloadAPI(ctx, id.WorkloadAPI.Value)
+		source, err := identity.NewWorkloadAPI(ctx, id.WorkloadAPI.Value)
+		if err != nil {
+			return fmt.Errorf("identity: %w", err)
+		}
+		s.source = source
 	} else {
-		s.files, err = identity.NewFiles(id.paths())
+		if s.files, err = identity.NewFiles(id.paths()); err != nil {
+			return fmt.Errorf("identity: %w", err)
+		}
 		s.source = s.files
-	}
-	if err != nil {
-		return fmt.Errorf("identity: %w", err)
 	}
 	svid, err := s.source.GetX509SVID()
 	if err != nil {

@@ -111,9 +111,9 @@ func serve(ctx context.Context, socket string) (err error) {
 	whose := "machine"
 	if socket == private {
 		whose = private
-		host, err := testhost.Start(ctx)
-		if err != nil {
-			return err
+		host, failed := testhost.Start(ctx)
+		if failed != nil {
+			return failed
 		}
 		defer func() { err = errors.Join(err, host.Close()) }()
 		socket = host.Socket

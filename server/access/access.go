@@ -115,7 +115,8 @@ func (m *Method) Needs(req proto.Message) func(yield func(string) bool) {
 // Registry is every method that is served.
 type Registry struct {
 	methods     map[string]*Method
-	permissions map[string]string
+	permissions map[string]string  // To the noun of their kind.
+	asking      map[string]*Method // By permission.
 }
 
 // health is declared here because its schema is not ours. Its calls are open to
@@ -129,7 +130,7 @@ var health = []*Method{
 // Load reads the declarations of every registered method, and fails, naming
 // every fault, when one is missing or makes no sense.
 func Load(services map[string]grpc.ServiceInfo) (*Registry, error) {
-	r := &Registry{methods: map[string]*Method{}, permissions: map[string]string{}}
+	r := &Registry{methods: map[string]*Method{}, permissions: map[string]string{}, asking: map[string]*Method{}}
 	var errs []error
 	for service := range services {
 		if service == "grpc.health.v1.Health" {
@@ -171,6 +172,7 @@ func (r *Registry) add(m *Method) error {
 			return fmt.Errorf("permission %q is declared for %s and for %s", p, noun, m.Noun)
 		}
 		r.permissions[p] = m.Noun
+		r.asking[p] = m
 	}
 	r.methods[m.Name] = m
 	return nil
@@ -178,6 +180,9 @@ func (r *Registry) add(m *Method) error {
 
 // Method is the declaration of a full method name, or nil.
 func (r *Registry) Method(name string) *Method { return r.methods[name] }
+
+// Asking is a method that asks for the permission, or nil.
+func (r *Registry) Asking(permission string) *Method { return r.asking[permission] }
 
 // Methods are all declarations, by name.
 func (r *Registry) Methods() []*Method {

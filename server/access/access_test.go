@@ -96,7 +96,7 @@ func TestLoadRefusesUnknownServices(t *testing.T) {
 }
 
 func TestLoadRefusesAPermissionOfTwoKinds(t *testing.T) {
-	r := &Registry{methods: map[string]*Method{}, permissions: map[string]string{"containers.do": "images"}}
+	r := &Registry{methods: map[string]*Method{}, permissions: map[string]string{"containers.do": "images"}, asking: map[string]*Method{}}
 	if err := r.add(&Method{Name: "/x", Permission: "containers.do", Noun: "containers"}); err == nil {
 		t.Fatal("one permission stands for two kinds of resource")
 	}

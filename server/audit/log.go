@@ -18,6 +18,8 @@ const (
 	// flushEvery bounds how long a record that nobody waits for may be lost to a
 	// power failure, and how long a broken log rests before it tries again.
 	flushEvery = time.Second
+	// gatherFor is how long records that nobody waits for are gathered.
+	gatherFor = 5 * time.Millisecond
 	// stallAfter is when a write that does not return makes the log unhealthy.
 	stallAfter = 5 * time.Second
 )
@@ -59,6 +61,7 @@ type Log struct {
 	closed bool
 
 	wake     chan struct{} // holds a token when the writer has something to look at
+	hurry    chan struct{} // holds a token when it must look now
 	done     chan struct{} // closed when the writer has ended
 	closeErr error         // set before done is closed
 }
@@ -128,7 +131,7 @@ func Open(opts Options) (*Log, error) {
 	}
 	l := &Log{
 		now: opts.Now, queueLen: opts.QueueLen, orphans: orphans, status: w.status, lock: lock,
-		wake: make(chan struct{}, 1), done: make(chan struct{}),
+		wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	go l.run(w)
 	return l, nil
@@ -196,13 +199,17 @@ func (l *Log) enqueue(rec *Record, w *waiter) error {
 	}
 	l.queue = append(l.queue, item{rec: *rec, waiter: w})
 	l.bytes += size
-	l.signal()
+	if w != nil || len(l.queue) > l.queueLen/2 || l.bytes > maxQueueBytes/2 {
+		signal(l.hurry)
+	} else {
+		signal(l.wake)
+	}
 	return nil
 }
 
-func (l *Log) signal() {
+func signal(c chan struct{}) {
 	select {
-	case l.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -213,11 +220,21 @@ func (l *Log) run(w *writer) {
 	timer := time.NewTimer(flushEvery)
 	defer timer.Stop()
 	armed := true
+	gather := time.NewTimer(gatherFor)
+	defer gather.Stop()
 	var batch []item
 	for {
 		due := false
 		select {
+		case <-l.hurry:
 		case <-l.wake:
+			// Nobody waits for these, and they come in crowds: a moment's patience
+			// saves a wake-up and a write for each.
+			gather.Reset(gatherFor)
+			select {
+			case <-l.hurry:
+			case <-gather.C:
+			}
 		case <-timer.C:
 			armed, due = false, true
 		}
@@ -279,7 +296,7 @@ func (l *Log) Head() (seq uint64, hash string) {
 func (l *Log) Close(ctx context.Context) error {
 	l.mu.Lock()
 	l.closed = true
-	l.signal()
+	signal(l.hurry)
 	l.mu.Unlock()
 	select {
 	case <-l.done:

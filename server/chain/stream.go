@@ -79,6 +79,9 @@ func (s *serverStream) RecvMsg(m any) error {
 	o := s.op
 	o.chain.mu.Lock()
 	defer o.chain.mu.Unlock() // Recheck reads what decide writes.
+	if s.ctx.Err() != nil {   // Cut, and perhaps closed in the audit trail by now.
+		return context.Cause(s.ctx)
+	}
 	if err := o.decide(m.(proto.Message)); err != nil {
 		return err
 	}

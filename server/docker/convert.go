@@ -106,11 +106,13 @@ func portsOf(ports []container.Port) []*brokerv1.Port {
 			ContainerPort: uint32(p.PrivatePort), HostPort: uint32(p.PublicPort), HostIp: p.IP, Protocol: p.Type,
 		})
 	}
-	slices.SortFunc(out, func(a, b *brokerv1.Port) int {
-		return cmp.Or(cmp.Compare(a.ContainerPort, b.ContainerPort), cmp.Compare(a.Protocol, b.Protocol),
-			cmp.Compare(a.HostIp, b.HostIp), cmp.Compare(a.HostPort, b.HostPort))
-	})
+	slices.SortFunc(out, comparePorts)
 	return out
+}
+
+func comparePorts(a, b *brokerv1.Port) int {
+	return cmp.Or(cmp.Compare(a.ContainerPort, b.ContainerPort), cmp.Compare(a.Protocol, b.Protocol),
+		cmp.Compare(a.HostIp, b.HostIp), cmp.Compare(a.HostPort, b.HostPort))
 }
 
 func (c converter) allowed(labels map[string]string) map[string]string {
@@ -175,9 +177,7 @@ func (c converter) inspect(in container.InspectResponse) (*inspected, error) {
 		}
 		view.Container.Ports = append(view.Container.Ports, portsOf(ports)...)
 	}
-	slices.SortFunc(view.Container.Ports, func(a, b *brokerv1.Port) int {
-		return cmp.Or(cmp.Compare(a.ContainerPort, b.ContainerPort), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.HostIp, b.HostIp))
-	})
+	slices.SortFunc(view.Container.Ports, comparePorts)
 	for name, n := range in.NetworkSettings.Networks {
 		if n != nil {
 			view.Networks = append(view.Networks, &brokerv1.NetworkAttachment{

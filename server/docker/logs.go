@@ -44,8 +44,9 @@ func (s *Containers) ContainerLogs(req *brokerv1.ContainerLogsRequest, stream br
 	} else {
 		err = readFrames(body, q.timestamps, b)
 	}
-	if err == nil {
-		err = b.flush()
+	// What came before a failure is the caller's all the same.
+	if failed := b.flush(); err == nil {
+		err = failed
 	}
 	if err != nil {
 		return engineFault(ctx, err, req.GetContainer())
@@ -183,8 +184,11 @@ func readFrames(body io.Reader, timestamps bool, b *batch) error {
 			if first && timestamps {
 				at, p = cutTime(p)
 			}
-			line, whole := bytes.CutSuffix(p, []byte("\n"))
-			if err := b.add(stream == 2, at, line, !whole || left > 0); err != nil {
+			line, whole := p, false
+			if left == 0 {
+				line, whole = bytes.CutSuffix(p, []byte("\n"))
+			}
+			if err := b.add(stream == 2, at, line, !whole); err != nil {
 				return err
 			}
 		}

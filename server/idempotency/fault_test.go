@@ -157,11 +157,19 @@ func runLimited(path string) error {
 		return err
 	}
 	for range 2 {
-		if s.Record("ada", "late") == nil || s.Finish("ada", "failed", answer("answer of failed")) == nil {
+		if s.Record("ada", "late") == nil {
 			return fmt.Errorf("a write beyond the limit succeeded")
 		}
 	}
-	if st, err := os.Stat(path); err != nil || st.Size() <= s.size {
+	// What this one leaves behind is longer than the next line.
+	const room = 2000
+	if err := limit(uint64(s.size) + room); err != nil {
+		return err
+	}
+	if s.Finish("ada", "failed", answer(strings.Repeat("x", 2*room))) == nil {
+		return fmt.Errorf("a write beyond the limit succeeded")
+	}
+	if st, err := os.Stat(path); err != nil || st.Size() != s.size+room {
 		return fmt.Errorf("the failed write left nothing behind: %v", err)
 	}
 	if state, _, _ := s.Begin("ada", "failed", sum("failed")); state != Done {
@@ -172,6 +180,9 @@ func runLimited(path string) error {
 	}
 	if err := s.Record("ada", "late"); err != nil {
 		return err
+	}
+	if st, err := os.Stat(path); err != nil || st.Size() != s.size {
+		return fmt.Errorf("what the failed write left stands behind the next line: %v", err)
 	}
 	return s.Finish("ada", "late", answer("answer of late"))
 }

@@ -92,7 +92,8 @@ func (l *Limits) Admit(id string, stream bool) (refused Refusal, wait time.Durat
 }
 
 // Change takes a change of an object into account, under a budget of count
-// changes per time; each budget of an object is counted by itself. When it is not allowed, wait says when it will be.
+// changes per time; each budget of an object is counted by itself. When it is
+// not allowed, wait says when it will be.
 func (l *Limits) Change(object string, count int, per time.Duration) (ok bool, wait time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
