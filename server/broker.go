@@ -4,6 +4,7 @@ import (
 	"context"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -76,7 +77,9 @@ func (b *broker) Can(ctx context.Context, req *brokerv1.CanRequest) (*brokerv1.C
 	if resource == "" && noun == "broker" {
 		resource = noun
 	}
-	if pattern, err := policy.ParsePattern(resource); err != nil || pattern.Noun() != noun || len(resource) > 256 {
+	m := b.methods.Asking(req.GetPermission())
+	if pattern, err := policy.ParsePattern(resource); err != nil || pattern.Noun() != noun ||
+		strings.Contains(resource, "*") || (resource == noun && !m.Collection()) {
 		return nil, fault.Invalid("resource", "give the thing itself, such as "+noun+"/name")
 	}
 	who := call.From(ctx).ID
@@ -91,8 +94,7 @@ func (b *broker) Can(ctx context.Context, req *brokerv1.CanRequest) (*brokerv1.C
 		resp.Explanation = "no rule grants it"
 	}
 	_, frozen := b.freeze.Check(who)
-	m := b.methods.Asking(req.GetPermission())
-	resp.Frozen = frozen && d.Allowed && m.Changes() && !m.WhileFrozen
+	resp.Frozen = frozen && d.Allowed && (m.Changes() || m.Stream && !b.policy().Decide(who, "broker.unfreeze", "broker").Allowed) && !m.WhileFrozen
 	return resp, nil
 }
 

@@ -108,12 +108,12 @@ func Defaults() *Config {
 		Limits: LimitsConfig{
 			Rate: at(50.0), Burst: at(100), Calls: at(32), Streams: at(64),
 			Changes:     at(policy.Budget{Count: 30, Per: time.Minute}),
-			Connections: at(1024), CallerConnections: at(64), Handshakes: at(64), ConnectionStreams: at(128),
+			Connections: at(1024), CallerConnections: at(16), Handshakes: at(64), ConnectionStreams: at(128),
 			HandshakeTimeout: at(5 * time.Second), IdleTimeout: at(15 * time.Minute),
 			CallTimeout: at(30 * time.Second), StreamAge: at(time.Hour), SendTimeout: at(30 * time.Second),
 			StopTimeout: at(20 * time.Second),
 			Message:     at(strictyaml.Bytes(64 << 10)), Header: at(strictyaml.Bytes(16 << 10)),
-			RequestIDs: at(100_000), RequestIDRetention: at(24 * time.Hour),
+			RequestIDs: at(20_000), RequestIDRetention: at(24 * time.Hour),
 		},
 	}
 }

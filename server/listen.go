@@ -6,8 +6,8 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -18,7 +18,7 @@ func listen(l *Listener, limits *LimitsConfig) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &boundedListener{Listener: inner, most: int64(limits.Connections.Value), handshakes: int64(limits.Handshakes.Value)}, nil
+	return &boundedListener{Listener: inner, most: limits.Connections.Value, handshakes: limits.Handshakes.Value}, nil
 }
 
 func open(l *Listener) (net.Listener, error) {
@@ -62,13 +62,17 @@ func clearSocket(path string) error {
 	return os.Remove(path)
 }
 
-// boundedListener closes what comes in over its bounds at once. To leave it
-// waiting instead would let idle connections keep everybody else out.
+// boundedListener bounds connections. Over its bound of connections a newcomer is
+// closed at once. Over its bound of handshakes the oldest one is: a handshake
+// takes milliseconds, so that whoever is closed was idling, and a crowd of idlers
+// keeps nobody out.
 type boundedListener struct {
 	net.Listener
-	most, handshakes int64
+	most, handshakes int
 
-	open, shaking atomic.Int64
+	mu      sync.Mutex
+	open    int
+	shaking []*boundedConn // Oldest first.
 }
 
 func (l *boundedListener) Accept() (net.Conn, error) {
@@ -77,28 +81,50 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if l.open.Load() >= l.most || l.shaking.Load() >= l.handshakes {
-			_ = c.Close()
-			continue
+		if b := l.admit(c); b != nil {
+			return b, nil
 		}
-		l.open.Add(1)
-		l.shaking.Add(1)
-		return &boundedConn{Conn: c, listener: l}, nil
+		_ = c.Close()
 	}
+}
+
+func (l *boundedListener) admit(c net.Conn) *boundedConn {
+	l.mu.Lock()
+	if len(l.shaking) >= l.handshakes || l.open >= l.most && len(l.shaking) > 0 {
+		oldest := l.shaking[0]
+		l.mu.Unlock()
+		_ = oldest.Close()
+		l.mu.Lock()
+	}
+	defer l.mu.Unlock()
+	if l.open >= l.most {
+		return nil
+	}
+	b := &boundedConn{Conn: c, listener: l}
+	l.open++
+	l.shaking = append(l.shaking, b)
+	return b
 }
 
 type boundedConn struct {
 	net.Conn
 	listener *boundedListener
-	shaken   sync.Once
 	closed   sync.Once
 }
 
 // HandshakeDone is called by identity.Credentials.
-func (c *boundedConn) HandshakeDone() { c.shaken.Do(func() { c.listener.shaking.Add(-1) }) }
+func (c *boundedConn) HandshakeDone() {
+	c.listener.mu.Lock()
+	defer c.listener.mu.Unlock()
+	c.listener.shaking = slices.DeleteFunc(c.listener.shaking, func(o *boundedConn) bool { return o == c })
+}
 
 func (c *boundedConn) Close() error {
-	c.HandshakeDone()
-	c.closed.Do(func() { c.listener.open.Add(-1) })
+	c.closed.Do(func() {
+		c.HandshakeDone()
+		c.listener.mu.Lock()
+		defer c.listener.mu.Unlock()
+		c.listener.open--
+	})
 	return c.Conn.Close()
 }

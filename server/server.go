@@ -233,7 +233,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.audit.Append(audit.Record{Event: audit.EventStart, Policy: s.policy.Load().Hash, Detail: "brokerd " + Version})
 
 	watching, stopWatching := context.WithCancel(ctx)
-	var watchers, servers sync.WaitGroup
+	var watchers sync.WaitGroup
 	watchers.Go(func() { s.watchPolicy(watching) })
 	watchers.Go(func() { s.watchCalls(watching) })
 	watchers.Go(func() { s.watchEngine(watching) })
@@ -243,7 +243,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	failed := make(chan error, len(listeners))
 	for _, l := range listeners {
 		slog.Info("serving", "network", l.Addr().Network(), "address", l.Addr().String())
-		servers.Go(func() { failed <- s.grpc.Serve(l) })
+		go func() { failed <- s.grpc.Serve(l) }()
 	}
 	var err error
 	select {
@@ -252,7 +252,6 @@ func (s *Server) Serve(ctx context.Context) error {
 	case err = <-failed:
 	}
 	s.stop()
-	servers.Wait()
 	stopWatching()
 	watchers.Wait()
 	s.audit.Append(audit.Record{Event: audit.EventStop})

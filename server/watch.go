@@ -61,6 +61,7 @@ func (s *Server) Reload() {
 	slog.Info("the policy was reloaded", "hash", p.Hash)
 	s.audit.Append(audit.Record{Event: audit.EventReload, Policy: p.Hash, Code: "OK", Detail: "policy"})
 	s.recheck()
+	s.creds.Sweep(s.now(), func(peer identity.Peer) bool { return p.Caller(peer.ID) != nil })
 }
 
 // recheck cuts connections and calls that would not be let through now.
@@ -74,12 +75,20 @@ func (s *Server) recheck() {
 func (s *Server) watchCalls(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	for {
+	healthy := true
+	for n := 1; ; n++ {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			s.recheck()
+		}
+		s.recheck()
+		if n%30 == 0 { // A Workload API changes the bundle without a word.
+			s.creds.Reverify()
+		}
+		if err := s.audit.Healthy(); (err == nil) != healthy {
+			healthy = err == nil
+			slog.Error("the audit trail", "healthy", healthy, "error", err)
 		}
 	}
 }
@@ -121,5 +130,6 @@ func (s *Server) identityReloaded(err error) {
 		return
 	}
 	slog.Info("the certificates were reloaded")
+	s.creds.Reverify()
 	s.audit.Append(audit.Record{Event: audit.EventReload, Code: "OK", Detail: "certificates"})
 }

@@ -282,9 +282,10 @@ type Container struct {
 	Health ContainerHealth `protobuf:"varint,7,opt,name=health,proto3,enum=hermes.broker.v1.ContainerHealth" json:"health,omitempty"`
 	// When it was created.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// Published and exposed ports.
+	// Published and exposed ports, at most 256.
 	Ports []*Port `protobuf:"bytes,9,rep,name=ports,proto3" json:"ports,omitempty"`
-	// Labels, of the keys that the operator allows (containers.labels).
+	// Labels, of the keys that the operator allows (containers.labels), each
+	// cut at 1024 bytes.
 	Labels        map[string]string `protobuf:"bytes,10,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -468,7 +469,7 @@ func (x *Port) GetProtocol() string {
 type ListContainersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most this many containers, 1 to 500. 0 means 50; more than 500 is
-	// taken as 500.
+	// taken as 500. A page may end earlier, at 1 MiB.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// next_page_token of the page before, with the same filters.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`

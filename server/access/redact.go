@@ -13,9 +13,12 @@ import (
 	brokerv1 "github.com/gortium/hermes-broker/api/brokerv1"
 )
 
-// maxRecorded bounds one recorded string, so that a request of the largest
+// maxRecorded bounds one recorded string, and maxItems a list, so that a request of the largest
 // allowed size does not fill the audit trail.
-const maxRecorded = 512
+const (
+	maxRecorded = 512
+	maxItems    = 16 // Of a list.
+)
 
 // Redacted is a request as JSON for the audit trail: the fields that are set and
 // declared AUDIT_CLASS_RECORD with their values, every other field that is set
@@ -34,6 +37,10 @@ func Redacted(req proto.Message) json.RawMessage {
 		case fd.IsList():
 			b = append(b, '[')
 			for i := range v.List().Len() {
+				if i == maxItems {
+					b = append(b, `,"[cut]"`...)
+					break
+				}
 				if i > 0 {
 					b = append(b, ',')
 				}

@@ -17,6 +17,7 @@ import (
 	"context"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -73,11 +74,14 @@ type Chain struct {
 
 	mu     sync.Mutex
 	active map[*op]struct{} // Calls that can be cut.
+	// waiting are calls whose message is still to come.
+	waiting  map[*arrival]struct{}
+	stopping bool
 }
 
 // New makes a chain.
 func New(cfg Config) *Chain {
-	return &Chain{Config: cfg, refusals: limits.NewSampler(cfg.Now), active: map[*op]struct{}{}}
+	return &Chain{Config: cfg, refusals: limits.NewSampler(cfg.Now), active: map[*op]struct{}{}, waiting: map[*arrival]struct{}{}}
 }
 
 // Options are the server options that put the chain around every method.
@@ -105,8 +109,9 @@ type op struct {
 	started time.Time
 	req     proto.Message
 	policy  *policy.Policy
-	rule    *policy.Rule
+	rules   []*policy.Rule // One for each permission that the request needs.
 	release func()
+	hangUp  func()
 
 	holding  bool // A request_id: this is a change that may happen.
 	intended bool // Its intent is on disk.
@@ -123,6 +128,7 @@ func (c *Chain) open(ctx context.Context, fullMethod string) *op {
 	o := &op{chain: c, method: c.Methods.Method(fullMethod), started: c.Now()}
 	if p, ok := peer.FromContext(ctx); ok {
 		if info, ok := p.AuthInfo.(identity.Info); ok {
+			o.hangUp = info.HangUp
 			o.caller = call.Caller{ID: info.ID, Serial: info.Serial, NotAfter: info.NotAfter, Address: identity.Address(p.Addr)}
 		}
 	}
@@ -226,16 +232,20 @@ func (o *op) permitted() error {
 	if p != nil {
 		o.record.Policy = p.Hash
 	}
+	o.rules = o.rules[:0]
 	for permission := range o.method.Needs(o.req) {
 		d := p.Decide(o.caller.ID, permission, o.record.Resource)
-		o.record.Rule = d.Place()
+		if len(o.rules) == 0 {
+			o.record.Rule = d.Place()
+		}
 		if !d.Allowed || p.Revoked(o.caller.Serial) {
+			o.record.Permission, o.record.Rule = permission, d.Place()
 			return fault.New(brokerv1.ErrorReason_ERROR_REASON_PERMISSION_DENIED,
 				permission+" on "+o.record.Resource+" is not granted to "+o.caller.ID+"; BrokerService.WhoAmI shows what is, the operator's policy can grant it",
 				fault.With("permission", permission), fault.With("resource", o.record.Resource))
 		}
-		if o.rule == nil {
-			o.rule = d.Rule
+		if !slices.Contains(o.rules, d.Rule) {
+			o.rules = append(o.rules, d.Rule)
 		}
 	}
 	return o.unfrozen()

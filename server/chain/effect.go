@@ -93,13 +93,15 @@ func (o *op) Intend(ctx context.Context, target string) error {
 	if err := o.permitted(); err != nil {
 		return err
 	}
-	budget := o.rule.Budget
-	if budget.Count == 0 {
-		budget = o.chain.Budget
-	}
-	if ok, wait := o.chain.Limits.Change(o.caller.ID+" "+o.record.Resource, budget.Count, budget.Per); !ok {
-		return fault.New(brokerv1.ErrorReason_ERROR_REASON_CHANGE_BUDGET_EXHAUSTED,
-			o.record.Resource+" was changed as often as allowed ("+budget.String()+"); wait as RetryInfo says", fault.RetryAfter(wait))
+	for _, rule := range o.rules {
+		budget := rule.Budget
+		if budget.Count == 0 {
+			budget = o.chain.Budget
+		}
+		if ok, wait := o.chain.Limits.Change(rule.Place+" "+o.caller.ID+" "+o.record.Resource, budget.Count, budget.Per); !ok {
+			return fault.New(brokerv1.ErrorReason_ERROR_REASON_CHANGE_BUDGET_EXHAUSTED,
+				o.record.Resource+" was changed as often as allowed ("+budget.String()+"); wait as RetryInfo says", fault.RetryAfter(wait))
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.chain.AuditTimeout)
 	defer cancel()
@@ -119,6 +121,11 @@ func (o *op) Intend(ctx context.Context, target string) error {
 		return fault.New(brokerv1.ErrorReason_ERROR_REASON_STATE_UNAVAILABLE,
 			"the broker's state cannot be written, so nothing was done; tell the operator", fault.RetryAfter(fault.RetryEngine))
 	}
+	// The disk may have been slow: a freeze in the meantime still stops it.
+	if err := o.permitted(); err != nil {
+		o.Note("not carried out")
+		return err
+	}
 	o.recorded = true
 	return nil
 }
@@ -131,8 +138,9 @@ func (o *op) closeEffect(err error) error {
 	defer cancel()
 	_, failed := o.chain.Audit.Sync(ctx, o.snapshot())
 	requestID := o.req.(changer).GetRequestId()
-	if !o.recorded {
-		// The effect never began: the ID may be used again.
+	if !o.recorded || o.record.Reason == "ENGINE_UNAVAILABLE" {
+		// The effect never began, and the engine never heard of it: the ID may be
+		// used again.
 		failed = errors.Join(failed, o.chain.Requests.Abandon(o.caller.ID, requestID, true))
 		return err
 	}

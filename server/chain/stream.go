@@ -110,6 +110,9 @@ func (o *op) cuttable(ctx context.Context) context.Context {
 	o.chain.mu.Lock()
 	defer o.chain.mu.Unlock()
 	o.chain.active[o] = struct{}{}
+	if o.chain.stopping {
+		o.cut(shuttingDown())
+	}
 	if !o.method.Stream {
 		o.sending.begun.Store(true)
 	}
@@ -136,9 +139,22 @@ func (c *Chain) Recheck() {
 	for o := range c.active {
 		if err := o.stillFine(now); err != nil {
 			o.cut(err)
+			if fault.Reason(err) == "SLOW_READER" && o.hangUp != nil {
+				// The end of a stream waits behind what was not read of it, and holds
+				// its memory; the end of the connection does not.
+				time.AfterFunc(hangUpAfter, o.hangUp)
+			}
+		}
+	}
+	for a := range c.waiting {
+		if now.Sub(a.since) > firstMessage && a.hangUp != nil {
+			a.hangUp()
 		}
 	}
 }
+
+// hangUpAfter leaves a slow reader time to read why it was cut.
+const hangUpAfter = 5 * time.Second
 
 func (o *op) stillFine(now time.Time) error {
 	age := now.Sub(o.started)
@@ -173,11 +189,16 @@ func (o *op) stillFine(now time.Time) error {
 	return nil
 }
 
-// CutAll ends every running stream, for a stop.
+// CutAll ends every stream, those still to come included, for a stop.
 func (c *Chain) CutAll() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.stopping = true
 	for o := range c.active {
-		o.cut(fault.New(brokerv1.ErrorReason_ERROR_REASON_SHUTTING_DOWN, "the broker is stopping; call again", fault.RetryAfter(time.Second)))
+		o.cut(shuttingDown())
 	}
+}
+
+func shuttingDown() error {
+	return fault.New(brokerv1.ErrorReason_ERROR_REASON_SHUTTING_DOWN, "the broker is stopping; call again", fault.RetryAfter(time.Second))
 }

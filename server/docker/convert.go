@@ -99,8 +99,16 @@ var healths = map[string]brokerv1.ContainerHealth{
 	"unhealthy": brokerv1.ContainerHealth_CONTAINER_HEALTH_UNHEALTHY,
 }
 
+// maxPorts and maxLabel bound what one image can make everybody read: it may
+// expose all ports there are.
+const (
+	maxPorts = 256
+	maxLabel = 1024
+)
+
 func portsOf(ports []container.Port) []*brokerv1.Port {
 	var out []*brokerv1.Port
+	ports = ports[:min(len(ports), maxPorts)]
 	for _, p := range ports {
 		out = append(out, &brokerv1.Port{
 			ContainerPort: uint32(p.PrivatePort), HostPort: uint32(p.PublicPort), HostIp: p.IP, Protocol: p.Type,
@@ -122,7 +130,7 @@ func (c converter) allowed(labels map[string]string) map[string]string {
 			if out == nil {
 				out = map[string]string{}
 			}
-			out[k] = strings.ToValidUTF8(v, "\uFFFD")
+			out[k] = strings.ToValidUTF8(v[:min(len(v), maxLabel)], "\uFFFD")
 		}
 	}
 	return out
@@ -175,7 +183,9 @@ func (c converter) inspect(in container.InspectResponse) (*inspected, error) {
 			p.PublicPort = uint16(n)
 			ports = append(ports, p)
 		}
-		view.Container.Ports = append(view.Container.Ports, portsOf(ports)...)
+		if len(view.Container.Ports) < maxPorts {
+			view.Container.Ports = append(view.Container.Ports, portsOf(ports)...)
+		}
 	}
 	slices.SortFunc(view.Container.Ports, comparePorts)
 	for name, n := range in.NetworkSettings.Networks {

@@ -18,6 +18,10 @@ func engineFault(ctx context.Context, err error, name string) error {
 	if fault.Reason(err) != "" {
 		return err
 	}
+	if ctx.Err() != nil && call.Intended(ctx) {
+		return fault.New(brokerv1.ErrorReason_ERROR_REASON_OUTCOME_UNKNOWN,
+			"the engine took longer than the broker waits, and may still be at it; look at the container's state, and use a new request_id to change it")
+	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}

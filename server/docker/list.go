@@ -19,6 +19,7 @@ import (
 const (
 	defaultPage = 50
 	maxPage     = 500
+	pageBytes   = 1 << 20 // A page ends early rather than exceed this.
 )
 
 // ListContainers implements brokerv1.ContainerServiceServer. The caller's scope
@@ -46,11 +47,12 @@ func (s *Containers) ListContainers(ctx context.Context, req *brokerv1.ListConta
 		return nil, engineFault(ctx, err, "")
 	}
 	resp := &brokerv1.ListContainersResponse{}
+	bytes := 0
 	for i, c := range all {
 		if !after.before(c) || !call.Visible(ctx, "containers/"+c.GetName()) || !wanted(req, c.Container) {
 			continue
 		}
-		if len(resp.Containers) == size {
+		if bytes += proto.Size(c.Container); len(resp.Containers) == size || (bytes > pageBytes && len(resp.Containers) > 0) {
 			resp.NextPageToken = pageToken(req, lastShown(all[:i], resp.Containers))
 			break
 		}

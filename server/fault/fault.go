@@ -129,6 +129,8 @@ func Ensure(err error, callID string) error {
 		return New(brokerv1.ErrorReason_ERROR_REASON_DEADLINE_EXCEEDED, "the deadline passed; try again with a longer one")
 	case errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled:
 		return New(brokerv1.ErrorReason_ERROR_REASON_CANCELLED, "the caller hung up")
+	case status.Code(err) == codes.NotFound: // The health service's, of a service it does not know.
+		return Invalid("service", "no such service; leave it empty, or name one such as hermes.broker.v1.ContainerService")
 	default:
 		return Internal(callID)
 	}

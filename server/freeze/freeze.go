@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,6 +37,8 @@ type Status struct {
 // Switch holds the freezes in force.
 type Switch struct {
 	path string
+
+	writing sync.Mutex // One at a time goes to the disk, which may be slow.
 
 	mu     sync.RWMutex
 	frozen map[string]Status // By caller.
@@ -103,28 +106,40 @@ func (s *Switch) All() []Status {
 // Set freezes st.Caller. It is on disk when Set returns; after an error it is in
 // force all the same, and lost at the next start: better frozen than not.
 func (s *Switch) Set(st Status) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.frozen[st.Caller] = st
-	return s.write(s.frozen)
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	frozen := s.without(st.Caller)
+	frozen[st.Caller] = st
+	s.publish(frozen)
+	return s.write(frozen)
 }
 
 // Clear ends the freeze of a caller, or with "" the one of all callers. After an
 // error the freeze stays.
 func (s *Switch) Clear(caller string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	left := map[string]Status{}
-	for k, v := range s.frozen {
-		if k != caller {
-			left[k] = v
-		}
-	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	left := s.without(caller)
 	if err := s.write(left); err != nil {
 		return err
 	}
-	s.frozen = left
+	s.publish(left)
 	return nil
+}
+
+// without is a copy of the freezes but one.
+func (s *Switch) without(caller string) map[string]Status {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	left := maps.Clone(s.frozen)
+	delete(left, caller)
+	return left
+}
+
+func (s *Switch) publish(frozen map[string]Status) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.frozen = frozen
 }
 
 func (s *Switch) write(frozen map[string]Status) error {

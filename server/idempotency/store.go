@@ -61,6 +61,7 @@ type Store struct {
 	broken bool  // Something may stand behind size.
 	lines  int
 	known  map[key]*entry
+	held   map[string]int // How many of them, by caller.
 }
 
 type key struct{ caller, id string }
@@ -84,14 +85,14 @@ type line struct {
 	Void   bool      `json:"void,omitempty"`   // It did not happen after all.
 }
 
-// ErrFull means that more IDs than the store may hold were used within the time
+// ErrFull means that a caller used more IDs than are held for it within the time
 // they are kept.
-var ErrFull = errors.New("the store of request IDs is full")
+var ErrFull = errors.New("the caller's share of the store of request IDs is full")
 
-// Open reads the store. IDs are kept for keep; at most so many are held, since
-// one may never be forgotten before its time.
+// Open reads the store. IDs are kept for keep; at most so many of one caller
+// are held, since none may be forgotten before its time.
 func Open(path string, keep time.Duration, most int, now func() time.Time) (*Store, error) {
-	s := &Store{path: path, keep: keep, most: most, now: now, known: map[key]*entry{}}
+	s := &Store{path: path, keep: keep, most: most, now: now, known: map[key]*entry{}, held: map[string]int{}}
 	if err := s.load(); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -133,11 +134,27 @@ func (s *Store) apply(l line) {
 	k := key{l.Caller, l.ID}
 	switch {
 	case l.Void:
-		delete(s.known, k)
+		s.drop(k)
 	case l.Answer != nil:
-		s.known[k] = &entry{digest: [32]byte(l.Digest), begun: l.Time, state: Done, answer: *l.Answer, recorded: true}
+		s.put(k, &entry{digest: [32]byte(l.Digest), begun: l.Time, state: Done, answer: *l.Answer, recorded: true})
 	default:
-		s.known[k] = &entry{digest: [32]byte(l.Digest), begun: l.Time, state: Unknown, recorded: true}
+		s.put(k, &entry{digest: [32]byte(l.Digest), begun: l.Time, state: Unknown, recorded: true})
+	}
+}
+
+func (s *Store) put(k key, e *entry) {
+	s.drop(k)
+	s.known[k] = e
+	s.held[k.caller]++
+}
+
+func (s *Store) drop(k key) {
+	if s.known[k] == nil {
+		return
+	}
+	delete(s.known, k)
+	if s.held[k.caller]--; s.held[k.caller] == 0 {
+		delete(s.held, k.caller)
 	}
 }
 
@@ -152,13 +169,14 @@ func (s *Store) Begin(caller, id string, digest [32]byte) (State, Answer, error)
 		}
 		return e.state, e.answer, nil
 	}
-	if len(s.known) >= s.most {
+	// Each caller has its own share, so that none can use up the operator's.
+	if s.held[caller] >= s.most {
 		s.expire()
-		if len(s.known) >= s.most {
+		if s.held[caller] >= s.most {
 			return New, Answer{}, ErrFull
 		}
 	}
-	s.known[k] = &entry{digest: digest, begun: s.now(), state: Running}
+	s.put(k, &entry{digest: digest, begun: s.now(), state: Running})
 	return New, Answer{}, nil
 }
 
@@ -184,7 +202,7 @@ func (s *Store) Abandon(caller, id string, recorded bool) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.known, key{caller, id})
+	s.drop(key{caller, id})
 	return nil
 }
 
@@ -196,7 +214,7 @@ func (s *Store) write(caller, id string, edit func(*line, *entry)) error {
 	l := line{Time: e.begun, Caller: caller, ID: id, Digest: e.digest[:]}
 	edit(&l, e)
 	if l.Void { // Before the file may be compacted, which would bring it back.
-		delete(s.known, k)
+		s.drop(k)
 	}
 	text, err := json.Marshal(l)
 	if err != nil {
@@ -240,7 +258,7 @@ func (s *Store) append(text []byte) error {
 func (s *Store) expire() {
 	for k, e := range s.known {
 		if e.state != Running && s.now().Sub(e.begun) >= s.keep {
-			delete(s.known, k)
+			s.drop(k)
 		}
 	}
 }

@@ -212,9 +212,15 @@ func TestFullForgetsNothing(t *testing.T) {
 		r.c.advance(time.Minute)
 	}
 	for range 100 {
-		if _, _, err := r.Begin("bob", "more", sum("more")); !errors.Is(err, ErrFull) {
+		if _, _, err := r.Begin("ada", "more", sum("more")); !errors.Is(err, ErrFull) {
 			t.Fatalf("one more than there may be: %v", err)
 		}
+	}
+	if _, _, err := r.Begin("bob", "his", sum("his")); err != nil {
+		t.Errorf("another caller's share: %v", err)
+	}
+	if err := r.Abandon("bob", "his", false); err != nil {
+		t.Fatal(err)
 	}
 	r.reopen()
 	for i := range 10 {

@@ -5,7 +5,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,6 +30,8 @@ type Failure struct {
 type Info struct {
 	credentials.CommonAuthInfo
 	Peer
+	// HangUp closes the connection, with everything on it.
+	HangUp func()
 }
 
 // AuthType names the scheme.
@@ -92,7 +96,7 @@ func (c *Credentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthI
 		_ = raw.Close()
 		return nil, nil, err
 	}
-	info := Info{Peer: p}
+	info := Info{Peer: p, HangUp: tracked.cut}
 	info.SecurityLevel = credentials.PrivacyAndIntegrity
 	return tracked, info, nil
 }
@@ -109,8 +113,24 @@ func (c *Credentials) Sweep(now time.Time, keep func(Peer) bool) {
 	}
 	c.mu.Unlock()
 	for _, conn := range cut {
-		// The raw close: a TLS goodbye would wait for a peer that does not read.
-		_ = conn.Conn.(*tls.Conn).NetConn().Close()
+		conn.cut()
+	}
+}
+
+// cut closes the raw connection: a TLS goodbye would wait for a peer that does
+// not read.
+func (c *conn) cut() { _ = c.Conn.(*tls.Conn).NetConn().Close() }
+
+// Reverify closes every connection whose certificate does not verify any more,
+// after a change of the bundle. The rest of a peer's rules is Sweep's affair.
+func (c *Credentials) Reverify() {
+	c.mu.Lock()
+	all := slices.Collect(maps.Keys(c.conns))
+	c.mu.Unlock()
+	for _, conn := range all {
+		if _, err := Verify(conn.Conn.(*tls.Conn).ConnectionState().PeerCertificates, c.source, c.rules); err != nil {
+			conn.cut()
+		}
 	}
 }
 

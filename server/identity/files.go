@@ -84,6 +84,9 @@ func (f *Files) poll(report func(error)) {
 	if err == nil {
 		m, err = f.read()
 	}
+	if now := f.current.Load().svid.ID.TrustDomain(); err == nil && m.svid.ID.TrustDomain() != now {
+		err = fmt.Errorf("%s: is of the trust domain %s, not of %s; restart brokerd to change it", f.paths.Certificate, m.svid.ID.TrustDomain(), now)
+	}
 	if err != nil {
 		// A renewal in the middle of its two renames looks like this as well: the
 		// next look will find it whole. It is told once.
