@@ -1181,7 +1181,7 @@ func (x *ContainerLogsRequest) GetTimestamps() bool {
 }
 
 // ContainerLogsResponse is a batch of lines: what is there already, at most 32
-// KiB, and never held back to fill up.
+// KiB. A line is held back for 2 ms at most to share a message with the next.
 type ContainerLogsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// In the order the container wrote them.

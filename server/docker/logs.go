@@ -33,10 +33,11 @@ func (s *Containers) ContainerLogs(req *brokerv1.ContainerLogsRequest, stream br
 	if err != nil {
 		return err
 	}
-	body, err := s.engine.logs(ctx, c.id, q)
+	raw, err := s.engine.logs(ctx, c.id, q)
 	if err != nil {
 		return engineFault(ctx, err, req.GetContainer())
 	}
+	body := gather(raw)
 	defer body.Close()
 	b := newBatch(s.redact, stream.Send)
 	if c.terminal {
@@ -95,7 +96,7 @@ type batch struct {
 	bytes   []byte
 	entries []entrySlot
 	n       int
-	redact  map[bool]*redact.Stream // By whether it is standard error.
+	redact  [2]*redact.Stream // Of standard output and standard error.
 }
 
 type entrySlot struct {
@@ -111,13 +112,17 @@ func newBatch(rules *redact.Rules, send func(*brokerv1.ContainerLogsResponse) er
 		message: &brokerv1.ContainerLogsResponse{},
 		bytes:   make([]byte, 0, batchBytes+2*pieceBytes),
 		entries: make([]entrySlot, batchCount),
-		redact:  map[bool]*redact.Stream{false: rules.Stream(), true: rules.Stream()},
+		redact:  [2]*redact.Stream{rules.Stream(), rules.Stream()},
 	}
 }
 
 // add takes one line, or a piece of one, without its newline.
 func (b *batch) add(isStderr bool, at time.Time, line []byte, partial bool) error {
-	line = b.redact[isStderr].Line(line, partial)
+	output := 0
+	if isStderr {
+		output = 1
+	}
+	line = b.redact[output].Line(line, partial)
 	start := len(b.bytes)
 	b.bytes = append(b.bytes, line...)
 	text := b.bytes[start:len(b.bytes):len(b.bytes)]

@@ -74,6 +74,7 @@ func newTransport(socket string) *transport {
 		MaxIdleConnsPerHost:    16,
 		IdleConnTimeout:        30 * time.Second,
 		MaxResponseHeaderBytes: 64 << 10,
+		ReadBufferSize:         64 << 10, // A log comes in chunks of a line.
 	}}
 }
 
