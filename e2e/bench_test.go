@@ -68,7 +68,7 @@ func BenchmarkFollowLogs(b *testing.B) {
 	br := newBroker(b, "brokerd", host.Socket, unlimited)
 	ctx := context.Background()
 	run(b, testhost.ContainerSpec{Name: "web", Cmd: []string{"chatter", "0"}})
-	time.Sleep(4 * time.Second)
+	time.Sleep(time.Second)
 	if err := host.API(ctx, "POST", "/containers/web/kill", nil, nil); err != nil {
 		b.Fatal(err)
 	}
