@@ -50,7 +50,7 @@ const (
 )
 
 // keepalivePing finds a dead connection under a running stream. The broker
-// refuses pings more often than every 30 s.
+// refuses pings more often than every 20 s.
 var keepalivePing = keepalive.ClientParameters{Time: 45 * time.Second, Timeout: 15 * time.Second}
 
 // Config says where the broker is and who is calling.

@@ -194,7 +194,7 @@ func (s *Server) handshakeFailed(f identity.Failure) {
 	}
 	if skipped, ok := s.refused.Take(host); ok {
 		s.audit.Append(audit.Record{
-			Event: audit.EventHandshake, Peer: f.Address, Caller: f.Claimed, Serial: f.Serial, Detail: f.Reason, Count: uint64(skipped),
+			Event: audit.EventHandshake, Code: "Unauthenticated", Peer: f.Address, Caller: f.Claimed, Serial: f.Serial, Detail: f.Reason, Count: uint64(skipped),
 		})
 	}
 }

@@ -98,7 +98,7 @@ func recordView(r audit.Record) view {
 		}
 		columns := []string{
 			strconv.FormatUint(r.Seq, 10), r.Time.Local().Format(time.RFC3339), fmt.Sprintf("%-9s", r.Event),
-			firstOf(r.Caller, r.Peer, "-"), firstOf(methodName(r.Method), "-"), firstOf(r.Resource, "-"), result,
+			firstOf(callerOf(r), r.Peer, "-"), firstOf(methodName(r.Method), "-"), firstOf(r.Resource, "-"), result,
 		}
 		if wide {
 			columns = append(columns, firstOf(r.Call, "-"), firstOf(r.Rule, "-"), firstOf(r.Detail, "-"))
@@ -153,6 +153,14 @@ func (a *app) auditShowCommand(dir *string) *cobra.Command {
 	}
 }
 
+// callerOf is who called; of a refused handshake, who it only said it was.
+func callerOf(r audit.Record) string {
+	if r.Event == audit.EventHandshake && r.Caller != "" {
+		return "(claims) " + r.Caller
+	}
+	return r.Caller
+}
+
 func (a *app) recordTable(r audit.Record) *table {
 	t := a.newTable()
 	row := func(name, value string) {
@@ -164,7 +172,7 @@ func (a *app) recordTable(r audit.Record) *table {
 	row("Time", r.Time.Local().Format(time.RFC3339Nano))
 	row("Event", string(r.Event))
 	row("Call", r.Call)
-	row("Caller", r.Caller)
+	row("Caller", callerOf(r))
 	row("Serial", r.Serial)
 	row("From", r.Peer)
 	row("Method", r.Method)

@@ -2,6 +2,7 @@ package testhost_test
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"io"
 	"net"
@@ -20,7 +21,9 @@ func record(t *testing.T, upstream string) (*testhost.Recorder, *http.Client) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	transport := &http.Transport{Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", r.Socket) }}
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", r.Socket)
+	}}
 	t.Cleanup(func() {
 		transport.CloseIdleConnections()
 		r.Close()

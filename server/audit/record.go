@@ -19,8 +19,7 @@ const (
 	EventStart     Event = "start"     // the daemon started
 	EventStop      Event = "stop"      // the daemon stopped in order
 	EventReload    Event = "reload"    // policy, catalogue or certificates were read anew, or refused
-	EventFreeze    Event = "freeze"    // all changes were stopped by an operator
-	EventUnfreeze  Event = "unfreeze"  // changes are allowed again
+	EventFreeze    Event = "freeze"    // the freeze file is broken, so everybody is frozen
 )
 
 // Events that the log writes about itself.

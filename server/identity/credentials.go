@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
 	"maps"
 	"net"
 	"slices"
@@ -93,12 +94,20 @@ func (c *Credentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthI
 			}
 		}
 		c.failed(f)
-		_ = raw.Close()
+		linger(raw)
 		return nil, nil, err
 	}
 	info := Info{Peer: p, HangUp: tracked.cut}
 	info.SecurityLevel = credentials.PrivacyAndIntegrity
 	return tracked, info, nil
+}
+
+// linger closes a refused connection such that its peer can read why: to close
+// with something unread would reset it, and the TLS alert would be lost.
+func linger(raw net.Conn) {
+	_ = raw.SetDeadline(time.Now().Add(500 * time.Millisecond))
+	_, _ = io.CopyN(io.Discard, raw, 64<<10)
+	_ = raw.Close()
 }
 
 // Sweep closes every connection whose peer keep says no of, and every one whose
@@ -181,7 +190,7 @@ func (c *Credentials) ClientHandshake(context.Context, string, net.Conn) (net.Co
 
 // Info describes the protocol to gRPC.
 func (c *Credentials) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls", SecurityVersion: "1.3"}
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
 }
 
 // Clone returns the same credentials: the connections they track are shared.
