@@ -10,7 +10,6 @@ TAGS    := grpcnotrace,retrynotrace
 GOBUILD := CGO_ENABLED=0 go build -trimpath -tags $(TAGS) -ldflags '-s -w -X github.com/gortium/hermes-broker/server.Version=$(VERSION)'
 
 FUZZTIME ?= 30s
-BENCHTIME ?= 2s
 # Tests that need a container engine; see scripts/install-test-deps.
 E2E := ./e2e/...
 
@@ -45,7 +44,7 @@ fuzz: ## Run every fuzz target for FUZZTIME (default 30s) each
 .PHONY: bench
 bench: ## Measure the budgets as ratios, into docs/benchmarks.md (as root)
 	@scripts/install-test-deps
-	BENCHTIME=$(BENCHTIME) scripts/bench
+	scripts/bench
 
 .PHONY: generate
 generate: $(BIN)/buf $(BIN)/protoc-gen-go $(BIN)/protoc-gen-go-grpc ## Generate code and documents from proto/ and the commands
@@ -76,5 +75,3 @@ $(BIN)/protoc-gen-go-grpc: tools/go.mod
 	cd tools && go build -o ../$@ google.golang.org/grpc/cmd/protoc-gen-go-grpc
 $(BIN)/staticcheck: tools/go.mod
 	cd tools && go build -o ../$@ honnef.co/go/tools/cmd/staticcheck
-$(BIN)/benchstat: tools/go.mod
-	cd tools && go build -o ../$@ golang.org/x/perf/cmd/benchstat

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -27,7 +28,10 @@ import (
 	"github.com/gortium/hermes-broker/server/audit"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	slog.SetDefault(slog.New(slog.DiscardHandler)) // Benchmarks print between its lines.
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	hermes   = "spiffe://home.example/agent/hermes"
