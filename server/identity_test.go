@@ -150,6 +150,32 @@ func TestRevokedSerial(t *testing.T) {
 	}
 }
 
+// TestRemovedCallerIsDisconnected: who is removed from the policy keeps no
+// connection.
+func TestRemovedCallerIsDisconnected(t *testing.T) {
+	r := newRig(t, everything, nil)
+	raw, err := net.Dial("unix", r.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := tls.Client(raw, r.tlsOf(r.pair(hermes).TLS))
+	if err := open.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	if _, err := open.Read(make([]byte, 9)); err != nil { // It is let in.
+		t.Fatal(err)
+	}
+	r.writePolicy(strings.ReplaceAll(everything, hermes, "spiffe://home.example/agent/other"))
+	_ = open.SetReadDeadline(time.Now().Add(2 * time.Second))
+	for err == nil {
+		_, err = open.Read(make([]byte, 1024))
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("still open")
+	}
+}
+
 // TestNoSessionIsEverResumed, with a certificate that is good: there is no
 // ticket by which verification could be skipped.
 func TestNoSessionIsEverResumed(t *testing.T) {

@@ -61,8 +61,14 @@ func (s *Server) Reload() {
 	slog.Info("the policy was reloaded", "hash", p.Hash)
 	s.audit.Append(audit.Record{Event: audit.EventReload, Policy: p.Hash, Code: "OK", Detail: "policy"})
 	s.recheck()
-	s.creds.Sweep(s.now(), func(peer identity.Peer) bool { return p.Caller(peer.ID) != nil })
+	// Whom the policy no longer names loses its connections too, when its streams
+	// have had a moment to say why they ended.
+	time.AfterFunc(sayWhy, func() {
+		s.creds.Sweep(s.now(), func(peer identity.Peer) bool { return s.policy.Load().Caller(peer.ID) != nil })
+	})
 }
+
+const sayWhy = 250 * time.Millisecond
 
 // recheck cuts connections and calls that would not be let through now.
 func (s *Server) recheck() {
