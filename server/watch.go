@@ -64,7 +64,9 @@ func (s *Server) Reload() {
 	// Whom the policy no longer names loses its connections too, when its streams
 	// have had a moment to say why they ended.
 	time.AfterFunc(sayWhy, func() {
-		s.creds.Sweep(s.now(), func(peer identity.Peer) bool { return s.policy.Load().Caller(peer.ID) != nil })
+		if s.policy.Load() == p { // Else a later reload gives its own moment.
+			s.creds.Sweep(s.now(), func(peer identity.Peer) bool { return p.Caller(peer.ID) != nil })
+		}
 	})
 }
 
