@@ -1,7 +1,7 @@
 // Package client calls a Hermes broker over gRPC with mutual TLS.
 //
-// [Dial] gives a [Client], whose Containers and Broker are the generated gRPC
-// clients of the API. Around them the package sees to four things:
+// [Dial] gives a [Client], whose Containers, Images, Engine, Operations and Broker
+// are the generated gRPC clients of the API. Around them the package sees to four things:
 //
 //   - Identity. The caller proves itself with an X.509 SVID, from files or from
 //     the SPIFFE Workload API, and accepts one server: the exact SPIFFE ID that
@@ -139,6 +139,21 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 // Containers is the client of the containers on the broker's engine.
 func (c *Client) Containers() brokerv1.ContainerServiceClient {
 	return brokerv1.NewContainerServiceClient(c.conn)
+}
+
+// Images is the client of the images on the broker's engine.
+func (c *Client) Images() brokerv1.ImageServiceClient {
+	return brokerv1.NewImageServiceClient(c.conn)
+}
+
+// Engine is the client of the engine as a whole.
+func (c *Client) Engine() brokerv1.EngineServiceClient {
+	return brokerv1.NewEngineServiceClient(c.conn)
+}
+
+// Operations is the client of long work that outlives a call.
+func (c *Client) Operations() brokerv1.OperationServiceClient {
+	return brokerv1.NewOperationServiceClient(c.conn)
 }
 
 // Broker is the client of the broker itself: identity, decisions, the freeze.

@@ -96,6 +96,18 @@ const (
 	Kind_KIND_BROKER Kind = 1
 	// Containers of the engine, by name: "containers/<name>".
 	Kind_KIND_CONTAINER Kind = 2
+	// Images, by canonical reference: "images/docker.io/library/alpine:3.22", or
+	// "images/docker.io/library/alpine@sha256:...". An image without a reference
+	// is "images/sha256:...", its ID.
+	Kind_KIND_IMAGE Kind = 3
+	// The container engine itself: "engine".
+	Kind_KIND_ENGINE Kind = 4
+	// Networks of the engine, by name: "networks/<name>".
+	Kind_KIND_NETWORK Kind = 5
+	// Volumes of the engine, by name: "volumes/<name>".
+	Kind_KIND_VOLUME Kind = 6
+	// Operations of the broker, by ID: "operations/<id>".
+	Kind_KIND_OPERATION Kind = 7
 )
 
 // Enum value maps for Kind.
@@ -104,11 +116,21 @@ var (
 		0: "KIND_UNSPECIFIED",
 		1: "KIND_BROKER",
 		2: "KIND_CONTAINER",
+		3: "KIND_IMAGE",
+		4: "KIND_ENGINE",
+		5: "KIND_NETWORK",
+		6: "KIND_VOLUME",
+		7: "KIND_OPERATION",
 	}
 	Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED": 0,
 		"KIND_BROKER":      1,
 		"KIND_CONTAINER":   2,
+		"KIND_IMAGE":       3,
+		"KIND_ENGINE":      4,
+		"KIND_NETWORK":     5,
+		"KIND_VOLUME":      6,
+		"KIND_OPERATION":   7,
 	}
 )
 
@@ -206,9 +228,13 @@ type Access struct {
 	Deadline *durationpb.Duration `protobuf:"bytes,5,opt,name=deadline,proto3" json:"deadline,omitempty"`
 	// The call works while the broker is frozen although it changes something.
 	// Only for what ends or extends a freeze.
-	WhileFrozen   bool `protobuf:"varint,6,opt,name=while_frozen,json=whileFrozen,proto3" json:"while_frozen,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	WhileFrozen bool `protobuf:"varint,6,opt,name=while_frozen,json=whileFrozen,proto3" json:"while_frozen,omitempty"`
+	// What the caller needs as well, on the same resource, where the object turns
+	// out to belong to another caller. Only for kinds whose objects have owners.
+	// Empty where they have none.
+	OthersPermission string `protobuf:"bytes,7,opt,name=others_permission,json=othersPermission,proto3" json:"others_permission,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Access) Reset() {
@@ -281,6 +307,13 @@ func (x *Access) GetWhileFrozen() bool {
 		return x.WhileFrozen
 	}
 	return false
+}
+
+func (x *Access) GetOthersPermission() string {
+	if x != nil {
+		return x.OthersPermission
+	}
+	return ""
 }
 
 // Condition makes a boolean request field cost a permission of its own.
@@ -437,7 +470,7 @@ var File_hermes_broker_v1_access_proto protoreflect.FileDescriptor
 
 const file_hermes_broker_v1_access_proto_rawDesc = "" +
 	"\n" +
-	"\x1dhermes/broker/v1/access.proto\x12\x10hermes.broker.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\"\xa9\x02\n" +
+	"\x1dhermes/broker/v1/access.proto\x12\x10hermes.broker.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\"\xd6\x02\n" +
 	"\x06Access\x12\x1e\n" +
 	"\n" +
 	"permission\x18\x01 \x01(\tR\n" +
@@ -448,7 +481,8 @@ const file_hermes_broker_v1_access_proto_rawDesc = "" +
 	"conditions\x18\x04 \x03(\v2\x1b.hermes.broker.v1.ConditionR\n" +
 	"conditions\x125\n" +
 	"\bdeadline\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12!\n" +
-	"\fwhile_frozen\x18\x06 \x01(\bR\vwhileFrozen\"A\n" +
+	"\fwhile_frozen\x18\x06 \x01(\bR\vwhileFrozen\x12+\n" +
+	"\x11others_permission\x18\a \x01(\tR\x10othersPermission\"A\n" +
 	"\tCondition\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x1e\n" +
 	"\n" +
@@ -461,11 +495,17 @@ const file_hermes_broker_v1_access_proto_rawDesc = "" +
 	"\x12EFFECT_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vEFFECT_READ\x10\x01\x12\x11\n" +
 	"\rEFFECT_CHANGE\x10\x02\x12\x12\n" +
-	"\x0eEFFECT_DESTROY\x10\x03*A\n" +
+	"\x0eEFFECT_DESTROY\x10\x03*\x99\x01\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vKIND_BROKER\x10\x01\x12\x12\n" +
-	"\x0eKIND_CONTAINER\x10\x02*A\n" +
+	"\x0eKIND_CONTAINER\x10\x02\x12\x0e\n" +
+	"\n" +
+	"KIND_IMAGE\x10\x03\x12\x0f\n" +
+	"\vKIND_ENGINE\x10\x04\x12\x10\n" +
+	"\fKIND_NETWORK\x10\x05\x12\x0f\n" +
+	"\vKIND_VOLUME\x10\x06\x12\x12\n" +
+	"\x0eKIND_OPERATION\x10\a*A\n" +
 	"\n" +
 	"AuditClass\x12\x1b\n" +
 	"\x17AUDIT_CLASS_UNSPECIFIED\x10\x00\x12\x16\n" +

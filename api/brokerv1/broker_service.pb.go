@@ -238,7 +238,9 @@ type Grant struct {
 	// means the configured default.
 	Budget string `protobuf:"bytes,3,opt,name=budget,proto3" json:"budget,omitempty"`
 	// Where the rule stands: "policy.yaml:12".
-	Rule          string `protobuf:"bytes,4,opt,name=rule,proto3" json:"rule,omitempty"`
+	Rule string `protobuf:"bytes,4,opt,name=rule,proto3" json:"rule,omitempty"`
+	// Whether the rule covers images by digest alone, and none by tag.
+	RequireDigest bool `protobuf:"varint,5,opt,name=require_digest,json=requireDigest,proto3" json:"require_digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -299,6 +301,13 @@ func (x *Grant) GetRule() string {
 		return x.Rule
 	}
 	return ""
+}
+
+func (x *Grant) GetRequireDigest() bool {
+	if x != nil {
+		return x.RequireDigest
+	}
+	return false
 }
 
 // Denial is one deny rule of the policy.
@@ -443,8 +452,9 @@ type CanRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "containers.restart". Required.
 	Permission string `protobuf:"bytes,1,opt,name=permission,proto3" json:"permission,omitempty"`
-	// "containers/ollama", or "broker". Required, except for permissions on the
-	// broker itself.
+	// "containers/ollama", "images/alpine:3.22", or "broker". Required, except for
+	// permissions on the broker or the engine itself. An image may be spelled in
+	// any way; the decision is on its canonical form.
 	Resource      string `protobuf:"bytes,2,opt,name=resource,proto3" json:"resource,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -945,12 +955,13 @@ const file_hermes_broker_v1_broker_service_proto_rawDesc = "" +
 	"\vpolicy_hash\x18\a \x01(\tR\n" +
 	"policyHash\x126\n" +
 	"\x06freeze\x18\b \x01(\v2\x1e.hermes.broker.v1.FreezeStatusR\x06freeze\x12!\n" +
-	"\fpeer_address\x18\t \x01(\tR\vpeerAddress\"s\n" +
+	"\fpeer_address\x18\t \x01(\tR\vpeerAddress\"\x9a\x01\n" +
 	"\x05Grant\x12 \n" +
 	"\vpermissions\x18\x01 \x03(\tR\vpermissions\x12\x1c\n" +
 	"\tresources\x18\x02 \x03(\tR\tresources\x12\x16\n" +
 	"\x06budget\x18\x03 \x01(\tR\x06budget\x12\x12\n" +
-	"\x04rule\x18\x04 \x01(\tR\x04rule\"\\\n" +
+	"\x04rule\x18\x04 \x01(\tR\x04rule\x12%\n" +
+	"\x0erequire_digest\x18\x05 \x01(\bR\rrequireDigest\"\\\n" +
 	"\x06Denial\x12 \n" +
 	"\vpermissions\x18\x01 \x03(\tR\vpermissions\x12\x1c\n" +
 	"\tresources\x18\x02 \x03(\tR\tresources\x12\x12\n" +

@@ -85,6 +85,37 @@ const (
 	// [UNAVAILABLE] The broker's own state (the record of request IDs, the freeze
 	// file) cannot be written; nothing was done.
 	ErrorReason_ERROR_REASON_STATE_UNAVAILABLE ErrorReason = 23
+	// [NOT_FOUND] The engine has no such image, or the registry has no such tag or
+	// digest. Metadata: image.
+	ErrorReason_ERROR_REASON_IMAGE_NOT_FOUND ErrorReason = 24
+	// [FAILED_PRECONDITION] A container uses the image.
+	ErrorReason_ERROR_REASON_IMAGE_IN_USE ErrorReason = 25
+	// [FAILED_PRECONDITION] The registry is one that root has to register first: an
+	// IP address, the host itself, or a name without a domain. Metadata: registry.
+	ErrorReason_ERROR_REASON_REGISTRY_NOT_REGISTERED ErrorReason = 26
+	// [FAILED_PRECONDITION] The registry refused the engine's credentials, or wants
+	// some. Metadata: registry.
+	ErrorReason_ERROR_REASON_REGISTRY_DENIED ErrorReason = 27
+	// [UNAVAILABLE] The registry did not answer, or stopped in the middle. Nothing
+	// usable was left; what layers arrived whole need not come again. Metadata:
+	// registry.
+	ErrorReason_ERROR_REASON_REGISTRY_UNAVAILABLE ErrorReason = 28
+	// [RESOURCE_EXHAUSTED] There is not enough free space where the engine keeps
+	// its data (images.min_free).
+	ErrorReason_ERROR_REASON_INSUFFICIENT_SPACE ErrorReason = 29
+	// [NOT_FOUND] No such operation within the caller's reach, or it is no longer
+	// kept. Metadata: operation.
+	ErrorReason_ERROR_REASON_OPERATION_NOT_FOUND ErrorReason = 30
+	// [ABORTED] The broker was stopped while the operation ran. It was not begun
+	// again: look at aftermath in GetOperation, and use a new request_id to repeat
+	// it. Metadata: operation.
+	ErrorReason_ERROR_REASON_OPERATION_INTERRUPTED ErrorReason = 31
+	// [CANCELLED] The operation was cancelled: by CancelOperation, or because its
+	// caller hung up without detach. Metadata: operation.
+	ErrorReason_ERROR_REASON_OPERATION_CANCELLED ErrorReason = 32
+	// [ABORTED] What would be pruned is not what expected_plan saw. Ask for a new
+	// plan with validate_only.
+	ErrorReason_ERROR_REASON_PLAN_CHANGED ErrorReason = 33
 )
 
 // Enum value maps for ErrorReason.
@@ -114,6 +145,16 @@ var (
 		21: "ERROR_REASON_INTERNAL",
 		22: "ERROR_REASON_CANCELLED",
 		23: "ERROR_REASON_STATE_UNAVAILABLE",
+		24: "ERROR_REASON_IMAGE_NOT_FOUND",
+		25: "ERROR_REASON_IMAGE_IN_USE",
+		26: "ERROR_REASON_REGISTRY_NOT_REGISTERED",
+		27: "ERROR_REASON_REGISTRY_DENIED",
+		28: "ERROR_REASON_REGISTRY_UNAVAILABLE",
+		29: "ERROR_REASON_INSUFFICIENT_SPACE",
+		30: "ERROR_REASON_OPERATION_NOT_FOUND",
+		31: "ERROR_REASON_OPERATION_INTERRUPTED",
+		32: "ERROR_REASON_OPERATION_CANCELLED",
+		33: "ERROR_REASON_PLAN_CHANGED",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":             0,
@@ -140,6 +181,16 @@ var (
 		"ERROR_REASON_INTERNAL":                21,
 		"ERROR_REASON_CANCELLED":               22,
 		"ERROR_REASON_STATE_UNAVAILABLE":       23,
+		"ERROR_REASON_IMAGE_NOT_FOUND":         24,
+		"ERROR_REASON_IMAGE_IN_USE":            25,
+		"ERROR_REASON_REGISTRY_NOT_REGISTERED": 26,
+		"ERROR_REASON_REGISTRY_DENIED":         27,
+		"ERROR_REASON_REGISTRY_UNAVAILABLE":    28,
+		"ERROR_REASON_INSUFFICIENT_SPACE":      29,
+		"ERROR_REASON_OPERATION_NOT_FOUND":     30,
+		"ERROR_REASON_OPERATION_INTERRUPTED":   31,
+		"ERROR_REASON_OPERATION_CANCELLED":     32,
+		"ERROR_REASON_PLAN_CHANGED":            33,
 	}
 )
 
@@ -174,7 +225,7 @@ var File_hermes_broker_v1_errors_proto protoreflect.FileDescriptor
 
 const file_hermes_broker_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x1dhermes/broker/v1/errors.proto\x12\x10hermes.broker.v1*\xb6\x06\n" +
+	"\x1dhermes/broker/v1/errors.proto\x12\x10hermes.broker.v1*\xa2\t\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\"\n" +
 	"\x1eERROR_REASON_PERMISSION_DENIED\x10\x01\x12\x1f\n" +
@@ -200,7 +251,17 @@ const file_hermes_broker_v1_errors_proto_rawDesc = "" +
 	"\x1aERROR_REASON_SHUTTING_DOWN\x10\x14\x12\x19\n" +
 	"\x15ERROR_REASON_INTERNAL\x10\x15\x12\x1a\n" +
 	"\x16ERROR_REASON_CANCELLED\x10\x16\x12\"\n" +
-	"\x1eERROR_REASON_STATE_UNAVAILABLE\x10\x17B8Z6github.com/gortium/hermes-broker/api/brokerv1;brokerv1b\x06proto3"
+	"\x1eERROR_REASON_STATE_UNAVAILABLE\x10\x17\x12 \n" +
+	"\x1cERROR_REASON_IMAGE_NOT_FOUND\x10\x18\x12\x1d\n" +
+	"\x19ERROR_REASON_IMAGE_IN_USE\x10\x19\x12(\n" +
+	"$ERROR_REASON_REGISTRY_NOT_REGISTERED\x10\x1a\x12 \n" +
+	"\x1cERROR_REASON_REGISTRY_DENIED\x10\x1b\x12%\n" +
+	"!ERROR_REASON_REGISTRY_UNAVAILABLE\x10\x1c\x12#\n" +
+	"\x1fERROR_REASON_INSUFFICIENT_SPACE\x10\x1d\x12$\n" +
+	" ERROR_REASON_OPERATION_NOT_FOUND\x10\x1e\x12&\n" +
+	"\"ERROR_REASON_OPERATION_INTERRUPTED\x10\x1f\x12$\n" +
+	" ERROR_REASON_OPERATION_CANCELLED\x10 \x12\x1d\n" +
+	"\x19ERROR_REASON_PLAN_CHANGED\x10!B8Z6github.com/gortium/hermes-broker/api/brokerv1;brokerv1b\x06proto3"
 
 var (
 	file_hermes_broker_v1_errors_proto_rawDescOnce sync.Once

@@ -37,6 +37,11 @@ const (
 var Nouns = map[brokerv1.Kind]string{
 	brokerv1.Kind_KIND_BROKER:    "broker",
 	brokerv1.Kind_KIND_CONTAINER: "containers",
+	brokerv1.Kind_KIND_IMAGE:     "images",
+	brokerv1.Kind_KIND_ENGINE:    "engine",
+	brokerv1.Kind_KIND_NETWORK:   "networks",
+	brokerv1.Kind_KIND_VOLUME:    "volumes",
+	brokerv1.Kind_KIND_OPERATION: "operations",
 }
 
 // Method is one method's declaration.
