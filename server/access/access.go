@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 
 	brokerv1 "github.com/gortium/hermes-broker/api/brokerv1"
+	"github.com/gortium/hermes-broker/server/imageref"
 )
 
 // Effect is what a call does to the host.
@@ -44,6 +45,33 @@ var Nouns = map[brokerv1.Kind]string{
 	brokerv1.Kind_KIND_OPERATION: "operations",
 }
 
+// Single are the nouns of which there is one thing only: it has no name.
+var Single = map[string]bool{"broker": true, "engine": true}
+
+// canonical writes names out in full, for the kinds whose things have more than
+// one spelling or a grammar of the broker's own. A decision is about the result.
+var canonical = map[string]func(name string) (string, error){
+	"images": func(name string) (string, error) {
+		if imageID.MatchString(name) { // An image without a reference.
+			return name, nil
+		}
+		ref, err := imageref.Parse(name)
+		return ref.String(), err
+	},
+	"operations": func(name string) (string, error) {
+		id, ok := strings.CutPrefix(name, "operations/")
+		if !ok || !operationID.MatchString(id) {
+			return "", errors.New(`give the name of an operation, "operations/" and its ID, as ListOperations shows it`)
+		}
+		return id, nil
+	},
+}
+
+var (
+	imageID     = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+	operationID = regexp.MustCompile(`^[A-Z2-7]{26}$`)
+)
+
 // Method is one method's declaration.
 type Method struct {
 	// Name is the full method: "/hermes.broker.v1.ContainerService/Restart".
@@ -60,6 +88,12 @@ type Method struct {
 	WhileFrozen bool
 	// Stream marks a method that streams its answers.
 	Stream bool
+	// Others is the further permission that a call on another caller's object
+	// needs, or "".
+	Others string
+	// Operation is the form of the events of a call that is an operation; nil for
+	// all others.
+	Operation *Operation
 
 	field      protoreflect.FieldDescriptor // Of the resource's name; nil for a collection.
 	conditions []condition
@@ -70,6 +104,9 @@ type condition struct {
 	field      protoreflect.FieldDescriptor
 	permission string
 }
+
+// Short is the method without its package: "ContainerService/Restart".
+func (m *Method) Short() string { return m.Name[strings.LastIndex(m.Name, ".")+1:] }
 
 // Changes reports whether the call changes anything.
 func (m *Method) Changes() bool { return m.Effect != Read }
@@ -91,15 +128,30 @@ func (m *Method) Permissions() []string {
 	for _, c := range m.conditions {
 		all = append(all, c.permission)
 	}
+	if m.Others != "" {
+		all = append(all, m.Others)
+	}
 	return all
 }
 
-// Resource is what a request acts on: "containers/db", or the noun alone.
-func (m *Method) Resource(req proto.Message) string {
+// Resource is what a request acts on: "containers/db", or the noun alone. With
+// an error, which says how the name would be right, it is the noun alone.
+func (m *Method) Resource(req proto.Message) (string, error) {
 	if m.field == nil {
-		return m.Noun
+		return m.Noun, nil
 	}
-	return m.Noun + "/" + req.ProtoReflect().Get(m.field).String()
+	return m.Called(req.ProtoReflect().Get(m.field).String())
+}
+
+// Called is the resource that goes by a name, as Resource gives it.
+func (m *Method) Called(name string) (string, error) {
+	if write := canonical[m.Noun]; write != nil {
+		var err error
+		if name, err = write(name); err != nil {
+			return m.Noun, err
+		}
+	}
+	return m.Noun + "/" + name, nil
 }
 
 // Needs calls yield with each permission that a request needs, until it says
@@ -219,6 +271,7 @@ func read(md protoreflect.MethodDescriptor) (*Method, error) {
 		Deadline:    a.GetDeadline().AsDuration(),
 		WhileFrozen: a.GetWhileFrozen(),
 		Stream:      md.IsStreamingServer(),
+		Others:      a.GetOthersPermission(),
 		input:       md.Input(),
 	}
 	fields := md.Input().Fields()
@@ -235,7 +288,7 @@ func read(md protoreflect.MethodDescriptor) (*Method, error) {
 		if m.field == nil || m.field.Kind() != protoreflect.StringKind || m.field.IsList() {
 			fail("resource field %q is no string field of %s", name, md.Input().Name())
 		}
-	} else if m.Changes() && a.GetResource().GetKind() != brokerv1.Kind_KIND_BROKER {
+	} else if m.Changes() && !Single[m.Noun] {
 		fail("a change must name its resource field")
 	}
 	for _, c := range a.GetConditions() {
@@ -263,7 +316,10 @@ func read(md protoreflect.MethodDescriptor) (*Method, error) {
 			fail("changes something and has no bool validate_only")
 		}
 		if m.Stream {
-			fail("changes something and streams: no such method is supported yet")
+			var err error
+			if m.Operation, err = readOperation(md); err != nil {
+				fail("changes something and streams, so it begins an operation: %w", err)
+			}
 		}
 	}
 	return m, errors.Join(errs...)

@@ -32,7 +32,7 @@ func method(t *testing.T, a *brokerv1.Access, edit func(*descriptorpb.MethodDesc
 	}
 	fd, err := protodesc.NewFile(&descriptorpb.FileDescriptorProto{
 		Name: proto.String("test.proto"), Package: proto.String("test"), Syntax: proto.String("proto3"),
-		Dependency: []string{"hermes/broker/v1/container_service.proto", "hermes/broker/v1/broker_service.proto"},
+		Dependency: []string{"hermes/broker/v1/container_service.proto", "hermes/broker/v1/broker_service.proto", "hermes/broker/v1/operation_service.proto"},
 		Service:    []*descriptorpb.ServiceDescriptorProto{{Name: proto.String("S"), Method: []*descriptorpb.MethodDescriptorProto{m}}},
 	}, protoregistry.GlobalFiles)
 	if err != nil {
@@ -75,7 +75,12 @@ func TestReadRefusesWhatDeclaresNothingOrNonsense(t *testing.T) {
 		"condition": {declared(func(a *brokerv1.Access) {
 			a.Conditions = []*brokerv1.Condition{{Field: "container", Permission: "containers.more"}}
 		}), nil, "no bool field"},
-		"client stream": {declared(nil), func(m *descriptorpb.MethodDescriptorProto) { m.ClientStreaming = proto.Bool(true) }, "streams its requests"},
+		"client stream":       {declared(nil), func(m *descriptorpb.MethodDescriptorProto) { m.ClientStreaming = proto.Bool(true) }, "streams its requests"},
+		"others' permission":  {declared(func(a *brokerv1.Access) { a.OthersPermission = "images.do" }), nil, "does not begin with"},
+		"stream of no events": {declared(nil), func(m *descriptorpb.MethodDescriptorProto) { m.ServerStreaming = proto.Bool(true) }, "oneof event"},
+		"operation nobody can watch": {declared(func(a *brokerv1.Access) { a.Resource.Field = "name" }), func(m *descriptorpb.MethodDescriptorProto) {
+			m.ServerStreaming, m.OutputType = proto.Bool(true), proto.String(".hermes.broker.v1.WatchOperationResponse")
+		}, "OperationEvent has no"},
 		"no request_id": {declared(func(a *brokerv1.Access) { a.Resource.Field = "container" }), func(m *descriptorpb.MethodDescriptorProto) {
 			m.InputType = proto.String(".hermes.broker.v1.WaitRequest")
 		}, "request_id"},
@@ -114,8 +119,38 @@ func TestNeedsAndResource(t *testing.T) {
 		for p := range m.Needs(req) {
 			got = append(got, p)
 		}
-		if s := strings.Join(got, " "); s != want || m.Resource(req) != "containers/db" {
-			t.Errorf("force %v: needs %q on %q, want %q", force, s, m.Resource(req), want)
+		resource, err := m.Resource(req)
+		if s := strings.Join(got, " "); s != want || resource != "containers/db" || err != nil {
+			t.Errorf("force %v: needs %q on %q, want %q", force, s, resource, want)
+		}
+	}
+}
+
+// TestOneImageIsOneResource: every spelling gives the same resource to decide on.
+func TestOneImageIsOneResource(t *testing.T) {
+	r, err := Load(map[string]grpc.ServiceInfo{"hermes.broker.v1.ImageService": {}, "hermes.broker.v1.OperationService": {}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pull := r.Method("/hermes.broker.v1.ImageService/Pull")
+	for _, spelling := range []string{"alpine", "docker.io/alpine", "index.docker.io/alpine", "library/alpine", "alpine:latest", "docker.io/library/alpine:latest"} {
+		if got, err := pull.Resource(&brokerv1.PullRequest{Image: spelling}); got != "images/docker.io/library/alpine:latest" || err != nil {
+			t.Errorf("%s: %q, %v", spelling, got, err)
+		}
+	}
+	for _, bad := range []string{"", "Alpine", "a:b@sha256:" + strings.Repeat("0", 64), "a b"} {
+		if got, err := pull.Resource(&brokerv1.PullRequest{Image: bad}); got != "images" || err == nil {
+			t.Errorf("%q: %q, %v", bad, got, err)
+		}
+	}
+	get := r.Method("/hermes.broker.v1.OperationService/GetOperation")
+	id := strings.Repeat("A", 26)
+	if got, err := get.Resource(&brokerv1.GetOperationRequest{Name: "operations/" + id}); got != "operations/"+id || err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	for _, bad := range []string{"", id, "operations/", "operations/../x", "operations/" + id + "/", "operations/" + strings.ToLower(id)} {
+		if got, err := get.Resource(&brokerv1.GetOperationRequest{Name: bad}); got != "operations" || err == nil {
+			t.Errorf("%q: %q, %v", bad, got, err)
 		}
 	}
 }

@@ -30,6 +30,7 @@ type grantEntry struct {
 	Allow  []strictyaml.At[string] `yaml:"allow"`
 	On     []strictyaml.At[string] `yaml:"on"`
 	Budget Budget                  `yaml:"budget"`
+	Digest strictyaml.At[bool]     `yaml:"require_digest"`
 	Pos    strictyaml.Pos          `yaml:"-,pos"`
 }
 
@@ -43,6 +44,7 @@ type denyEntry struct {
 type loader struct {
 	path        string
 	permissions map[string]string
+	single      map[string]bool
 	problems    strictyaml.Problems
 }
 
@@ -57,10 +59,11 @@ var (
 )
 
 // Parse reads a policy. permissions is the vocabulary: every permission that a
-// method declares, with the noun of its kind of resource. All problems are
-// reported, each with its place; a policy with a problem is not used.
-func Parse(path string, data []byte, permissions map[string]string) (*Policy, strictyaml.Problems) {
-	l := &loader{path: path, permissions: permissions}
+// method declares, with the noun of its kind of resource; single are the nouns
+// of which there is one thing only. All problems are reported, each with its
+// place; a policy with a problem is not used.
+func Parse(path string, data []byte, permissions map[string]string, single map[string]bool) (*Policy, strictyaml.Problems) {
+	l := &loader{path: path, permissions: permissions, single: single}
 	var f file
 	l.problems = strictyaml.Decode(path, data, &f)
 	if len(l.problems) > 0 {
@@ -114,7 +117,10 @@ func (l *loader) caller(p *Policy, e *callerEntry) {
 			l.fail(g.Pos, "a grant needs allow: [permission, ...]")
 		}
 		r := l.rule(g.Pos, g.Allow, g.On)
-		r.Budget = g.Budget
+		r.Budget, r.RequireDigest = g.Budget, g.Digest.Value
+		if r.RequireDigest && !slices.ContainsFunc(r.On, func(p Pattern) bool { return p.Noun() == imageNoun }) {
+			l.fail(g.Digest.Pos, "require_digest is about images, and the rule is about none")
+		}
 		c.Grants = append(c.Grants, r)
 		for _, perm := range r.Permissions {
 			c.grants[perm] = append(c.grants[perm], r)
@@ -164,10 +170,12 @@ func (l *loader) rule(pos strictyaml.Pos, permissions, on []strictyaml.At[string
 		switch {
 		case !l.isNoun(noun):
 			l.fail(text.Pos, "unknown kind of resource %q in %q", noun, text.Value)
-		case noun == pattern.String() && noun != brokerNoun:
+		case noun == pattern.String() && !l.single[noun]:
 			l.fail(text.Pos, `%q names no resource; write "%s/*" for all`, noun, noun)
-		case noun == brokerNoun && pattern.String() != brokerNoun:
-			l.fail(text.Pos, `write "broker": there is only one`)
+		case l.single[noun] && pattern.String() != noun:
+			l.fail(text.Pos, `write %q: there is only one`, noun)
+		case noun == imageNoun && neverAnImage(pattern.String()) != "":
+			l.fail(text.Pos, "%q matches no image; %s", text.Value, neverAnImage(pattern.String()))
 		case len(permissions) > 0 && !wanted[noun]:
 			l.fail(text.Pos, "%q matches nothing: no permission of this rule is about %s", text.Value, noun)
 		}
@@ -177,9 +185,9 @@ func (l *loader) rule(pos strictyaml.Pos, permissions, on []strictyaml.At[string
 	for noun := range wanted {
 		switch {
 		case seen[noun]:
-		case noun == brokerNoun:
-			// There is only one broker, so it need not be named.
-			r.On = append(r.On, Pattern{text: brokerNoun, parts: []string{brokerNoun}})
+		case l.single[noun]:
+			// There is only one, so it need not be named.
+			r.On = append(r.On, Pattern{text: noun, parts: []string{noun}})
 		default:
 			l.fail(pos, `the rule has permissions about %s and says on none; add on: ["%s/..."]`, noun, noun)
 		}
@@ -187,7 +195,25 @@ func (l *loader) rule(pos strictyaml.Pos, permissions, on []strictyaml.At[string
 	return r
 }
 
-const brokerNoun = "broker"
+const imageNoun = "images"
+
+// neverAnImage says why a pattern can match no image's canonical reference, or "":
+// a rule that looks as if it did something and does not is a trap.
+func neverAnImage(pattern string) string {
+	registry, path, found := strings.Cut(strings.TrimPrefix(pattern, imageNoun+"/"), "/")
+	_, last, _ := strings.Cut(path[strings.LastIndex(path, "/")+1:], ":")
+	switch {
+	case !found && (registry == "*" || strings.HasPrefix(registry, "sha256:")):
+		return "" // Images without a reference.
+	case !found, !strings.ContainsAny(registry, ".:*") && registry != "localhost":
+		return "it begins with the registry, written out: images/docker.io/library/alpine:*"
+	case registry == "docker.io" && !strings.Contains(path, "/"):
+		return `on docker.io a repository has two parts, "alpine" is "library/alpine", and "*" is one of them`
+	case last == "" && !strings.HasSuffix(path, "*") && !strings.Contains(path, "@"):
+		return `it ends with a tag or a digest: ":*" for every tag, "@*" for every digest, "*" for both`
+	}
+	return ""
+}
 
 func (l *loader) isNoun(noun string) bool {
 	for _, n := range l.permissions {

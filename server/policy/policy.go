@@ -11,6 +11,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -45,6 +46,8 @@ type Rule struct {
 	On []Pattern
 	// Budget bounds changes to one object under a grant; zero means the default.
 	Budget Budget
+	// RequireDigest makes a grant cover images by digest alone.
+	RequireDigest bool
 }
 
 // Budget is a number of changes in a time.
@@ -106,12 +109,8 @@ func (p *Policy) Decide(caller, permission, resource string) Decision {
 	if c == nil {
 		return Decision{}
 	}
-	for _, key := range [...]string{permission, ""} {
-		for _, r := range c.denials[key] {
-			if r.matches(resource) {
-				return Decision{Rule: r}
-			}
-		}
+	if r := c.denied(permission, resource); r != nil {
+		return Decision{Rule: r}
 	}
 	for _, r := range c.grants[permission] {
 		if r.matches(resource) || r.within(resource) {
@@ -121,7 +120,31 @@ func (p *Policy) Decide(caller, permission, resource string) Decision {
 	return Decision{}
 }
 
+// Denied is the deny rule that forbids a caller a permission on a resource, or
+// nil. It is for what a granted resource turns out to be, such as the digest
+// behind a tag: no rule need grant that, and each may forbid it.
+func (p *Policy) Denied(caller, permission, resource string) *Rule {
+	if c := p.Caller(caller); c != nil {
+		return c.denied(permission, resource)
+	}
+	return nil
+}
+
+func (c *Caller) denied(permission, resource string) *Rule {
+	for _, key := range [...]string{permission, ""} {
+		for _, r := range c.denials[key] {
+			if r.matches(resource) {
+				return r
+			}
+		}
+	}
+	return nil
+}
+
 func (r *Rule) matches(resource string) bool {
+	if r.RequireDigest && strings.HasPrefix(resource, imageNoun+"/") && !strings.Contains(resource, "@") {
+		return false
+	}
 	for i := range r.On {
 		if r.On[i].Match(resource) {
 			return true

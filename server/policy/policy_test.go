@@ -11,7 +11,10 @@ import (
 var vocabulary = map[string]string{
 	"broker.whoami": "broker", "broker.freeze": "broker",
 	"containers.list": "containers", "containers.inspect": "containers", "containers.restart": "containers", "containers.remove": "containers",
+	"images.pull": "images", "engine.prune": "engine",
 }
+
+var single = map[string]bool{"broker": true, "engine": true}
 
 const example = `
 trust_domain: home.example
@@ -36,7 +39,7 @@ revoked_serials: ["0abc"]
 
 func load(t testing.TB, text string) *Policy {
 	t.Helper()
-	p, problems := Parse("policy.yaml", []byte(text), vocabulary)
+	p, problems := Parse("policy.yaml", []byte(text), vocabulary, single)
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
@@ -100,7 +103,7 @@ callers:
         on: ["containers/*"]
       - allow: [containers.list]
       - allow: [containers.list, broker.whoami]
-        on: ["containers", "images/*", "contain*/x", "containers/**", "containers/a b", "broker/x"]
+        on: ["containers", "volumes/*", "contain*/x", "containers/**", "containers/a b", "broker/x"]
       - on: ["containers/*"]
       - allow: [broker.whoami]
         on: ["containers/*"]
@@ -108,12 +111,12 @@ callers:
       - {}
   - id: spiffe://Home/a
 revoked_serials: ["XYZ"]
-`), vocabulary)
+`), vocabulary, single)
 	got := problems.Error()
 	for _, want := range []string{
 		"/etc/p.yaml:1:15: trust_domain", "/etc/p.yaml:3:9: id:", `/etc/p.yaml:6:17: unknown permission "containers.exec"; there are containers.inspect`,
 		`/etc/p.yaml:8:9: the rule has permissions about containers and says on none`,
-		`/etc/p.yaml:10:14: "containers" names no resource`, `unknown kind of resource "images"`, `the kind before the first "/"`, `"**" has no meaning`,
+		`/etc/p.yaml:10:14: "containers" names no resource`, `unknown kind of resource "volumes"`, `the kind before the first "/"`, `"**" has no meaning`,
 		`' ' cannot stand`, `write "broker": there is only one`, "/etc/p.yaml:11:9: a grant needs allow", `/etc/p.yaml:13:14: "containers/*" matches nothing`,
 		"/etc/p.yaml:15:9: a deny rule needs", "named twice", `revoked_serials: "XYZ"`,
 	} {
@@ -123,9 +126,74 @@ revoked_serials: ["XYZ"]
 	}
 	for _, bad := range []string{"budget: 0/minute", "budget: 6/week", "budget: 6", "budget: six/minute", "budget: 6/minute x", "budget: 06/minute", "budgets: 1/minute"} {
 		text := strings.Replace(example, "budget: 6/minute", bad, 1)
-		if _, problems := Parse("p", []byte(text), vocabulary); len(problems) == 0 {
+		if _, problems := Parse("p", []byte(text), vocabulary, single); len(problems) == 0 {
 			t.Errorf("%q is accepted", bad)
 		}
+	}
+}
+
+const digest = "@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+
+func TestImages(t *testing.T) {
+	p := load(t, `
+trust_domain: home.example
+callers:
+  - id: spiffe://home.example/agent/hermes
+    grants:
+      - allow: [images.pull]
+        on: ["images/docker.io/ollama/ollama:*", "images/docker.io/library/*"]
+      - allow: [images.pull]
+        on: ["images/ghcr.io/team/*"]
+        require_digest: true
+      - allow: [engine.prune]
+    deny:
+      - on: ["images/docker.io/ollama/ollama@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"]
+`)
+	for resource, want := range map[string]bool{
+		"images":                                              true,
+		"images/docker.io/ollama/ollama:latest":               true,
+		"images/docker.io/ollama/ollama" + digest:             false, // ":" is no "@".
+		"images/docker.io/ollama/ollama2:latest":              false,
+		"images/docker.io/library/alpine:3":                   true,
+		"images/docker.io/library/alpine" + digest:            true,
+		"images/docker.io.attacker.test/ollama/ollama:latest": false,
+		"images/ghcr.io/team/app:1":                           false,
+		"images/ghcr.io/team/app" + digest:                    true,
+		"images/ghcr.io/team/app/sub" + digest:                false,
+		"images/sha256:0123":                                  false,
+	} {
+		if got := p.Decide(hermes, "images.pull", resource).Allowed; got != want {
+			t.Errorf("%s: %v", resource, got)
+		}
+	}
+	if r := p.Denied(hermes, "images.pull", "images/docker.io/ollama/ollama"+digest); r == nil || r.Place != "policy.yaml:13" {
+		t.Errorf("the denied digest: %v", r)
+	}
+	if p.Denied(hermes, "images.pull", "images/docker.io/ollama/ollama@sha256:1") != nil || p.Denied("spiffe://x/y", "images.pull", "images/x") != nil {
+		t.Error("another digest is denied")
+	}
+	if !p.Decide(hermes, "engine.prune", "engine").Allowed {
+		t.Error("the engine has to be named")
+	}
+	for pattern, says := range map[string]string{
+		"images/alpine:*":                  "begins with the registry",
+		"images/ollama/ollama:*":           "begins with the registry",
+		"images/docker.io/alpine:*":        "two parts",
+		"images/docker.io/ollama/ollama":   "ends with a tag",
+		"images/ghcr.io/a/b":               "ends with a tag",
+		"images/registry.test:5000/a/b":    "ends with a tag",
+		"engine/x":                         "there is only one",
+		"images/docker.io/ollama/ollama:*": "", "images/docker.io/ollama/*": "", "images/docker.io/*": "two parts", "images/docker.io/*/*": "", "images/*": "", "images/*/*/*": "",
+		"images/localhost/a:1": "", "images/registry.test:5000/a/b:*": "", "images/ghcr.io/a/b@*": "", "images/sha256:*": "", "images/127.0.0.1:5000/a:1": "",
+	} {
+		text := "trust_domain: t\ncallers:\n  - id: spiffe://t/a\n    grants:\n      - {allow: [images.pull, engine.prune], on: [\"" + pattern + "\", \"images/*\"]}\n"
+		_, problems := Parse("p", []byte(text), vocabulary, single)
+		if (says == "") != (len(problems) == 0) || !strings.Contains(problems.Error(), says) {
+			t.Errorf("%s: %v, want %q", pattern, problems, says)
+		}
+	}
+	if _, problems := Parse("p", []byte(strings.Replace(example, "budget: 6/minute", "require_digest: true", 1)), vocabulary, single); len(problems) != 1 || !strings.Contains(problems.Error(), "11:25: require_digest is about images") {
+		t.Errorf("require_digest on containers: %v", problems)
 	}
 }
 
@@ -145,8 +213,8 @@ func TestDenyNeverAllowsMore(t *testing.T) {
 		grants := rules("allow", "grant", rapid.IntRange(1, 4).Draw(t, "grants"))
 		base := "trust_domain: t\ncallers:\n  - id: spiffe://t/a\n    grants:\n" + grants
 		denied := base + "    deny:\n" + rules("permissions", "deny", rapid.IntRange(1, 3).Draw(t, "denies"))
-		p, problems := Parse("p", []byte(base), vocabulary)
-		q, more := Parse("p", []byte(denied), vocabulary)
+		p, problems := Parse("p", []byte(base), vocabulary, single)
+		q, more := Parse("p", []byte(denied), vocabulary, single)
 		if len(problems)+len(more) > 0 {
 			t.Skip("a pattern with two stars in a row")
 		}
@@ -198,7 +266,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(example))
 	f.Add([]byte("trust_domain: t\ncallers: []"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		p, problems := Parse("p", data, vocabulary)
+		p, problems := Parse("p", data, vocabulary, single)
 		if (p == nil) == (len(problems) == 0) {
 			t.Fatal("neither a policy nor a problem, or both")
 		}
