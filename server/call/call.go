@@ -18,6 +18,17 @@ type Scope interface {
 	// Visible reports whether the call may show the resource, "containers/db".
 	// It asks for the permission that the called method declares.
 	Visible(resource string) bool
+	// Permits reports whether the caller has a further permission, that the called
+	// method does not declare, on a resource: for what a call shows or removes item
+	// by item.
+	Permits(permission, resource string) bool
+	// Denied reports whether a rule forbids the called method's permission on what
+	// its resource turned out to be, such as the digest behind a tag.
+	Denied(resource string) bool
+	// Others reports whether the call may be about another caller's object: whether
+	// the caller has the permission that the method declares for that. From then
+	// on the call depends on it.
+	Others() bool
 	// Intend records that the call is about to change the target, and returns
 	// when the record is on disk. An error is ready for the caller, and means:
 	// do nothing.
@@ -60,6 +71,17 @@ func from(ctx context.Context) Scope {
 // Visible reports whether the call may show the resource.
 func Visible(ctx context.Context, resource string) bool { return from(ctx).Visible(resource) }
 
+// Permits reports whether the caller has a further permission on a resource.
+func Permits(ctx context.Context, permission, resource string) bool {
+	return from(ctx).Permits(permission, resource)
+}
+
+// Denied reports whether a rule forbids what the resource turned out to be.
+func Denied(ctx context.Context, resource string) bool { return from(ctx).Denied(resource) }
+
+// Others reports whether the call may be about another caller's object.
+func Others(ctx context.Context) bool { return from(ctx).Others() }
+
 // Note adds text for root's eyes to the call's audit record.
 func Note(ctx context.Context, detail string) { from(ctx).Note(detail) }
 
@@ -84,6 +106,9 @@ func Intended(ctx context.Context) bool { return ctx.Value(intendedKey{}) != nil
 type nothing struct{}
 
 func (nothing) Visible(string) bool                  { return false }
+func (nothing) Permits(string, string) bool          { return false }
+func (nothing) Denied(string) bool                   { return true }
+func (nothing) Others() bool                         { return false }
 func (nothing) Intend(context.Context, string) error { return fault.Internal("none") }
 func (nothing) Note(string)                          {}
 func (nothing) Caller() Caller                       { return Caller{} }

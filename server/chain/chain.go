@@ -8,6 +8,9 @@
 //
 //	policy and freeze once more ─ change budget ─ intent on disk ─ effect
 //
+// A call that is an operation goes the same way, and can go on without its
+// caller (see operate.go).
+//
 // The rate stands before policy, so that a caller who is only ever refused
 // cannot flood the audit trail. Policy stands before everything that depends on
 // what the request says, so that an error tells nobody what they may not know.
@@ -19,6 +22,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
@@ -36,6 +40,7 @@ import (
 	"github.com/gortium/hermes-broker/server/idempotency"
 	"github.com/gortium/hermes-broker/server/identity"
 	"github.com/gortium/hermes-broker/server/limits"
+	"github.com/gortium/hermes-broker/server/operation"
 	"github.com/gortium/hermes-broker/server/policy"
 )
 
@@ -53,6 +58,10 @@ type Config struct {
 	Freeze *freeze.Switch
 	// Requests remembers the answers of changes.
 	Requests *idempotency.Store
+	// Operations keeps the calls that are operations.
+	Operations *operation.Store
+	// OperationAge is how long an operation may run.
+	OperationAge time.Duration
 	// Budget bounds changes to one object by one caller, where the grant has none.
 	Budget policy.Budget
 	// CallTimeout is the deadline of methods that declare none.
@@ -77,6 +86,7 @@ type Chain struct {
 	// waiting are calls whose message is still to come.
 	waiting  map[*arrival]struct{}
 	stopping bool
+	works    sync.WaitGroup // Operations that run.
 }
 
 // New makes a chain.
@@ -117,6 +127,8 @@ type op struct {
 	intended bool // Its intent is on disk.
 	recorded bool // Its request_id is.
 	answer   *idempotency.Answer
+	others   atomic.Bool // It is about another caller's object.
+	work     *work       // Of a call that is an operation.
 
 	cut      context.CancelCauseFunc // Of calls that can be cut.
 	sending  sending
@@ -214,9 +226,15 @@ func (o *op) admit() error {
 func (o *op) decide(req proto.Message) error {
 	o.req = req
 	o.record.Request = access.Redacted(req)
-	o.record.Resource = o.method.Resource(req)
+	// What cannot be read as a name is decided on as the collection: who has a
+	// grant learns how it would be right, others that they have none.
+	resource, malformed := o.method.Resource(req)
+	o.record.Resource = resource
 	if err := o.permitted(); err != nil {
 		return err
+	}
+	if malformed != nil {
+		return fault.Invalid(o.method.ResourceField(), malformed.Error())
 	}
 	if len(req.ProtoReflect().GetUnknown()) > 0 {
 		return fault.Invalid("request", "it has a field that this broker does not know, and to ignore it might not be what was meant; use a client of the broker's version")
@@ -233,22 +251,32 @@ func (o *op) permitted() error {
 		o.record.Policy = p.Hash
 	}
 	o.rules = o.rules[:0]
-	for permission := range o.method.Needs(o.req) {
+	for permission := range o.needs {
 		d := p.Decide(o.caller.ID, permission, o.record.Resource)
 		if len(o.rules) == 0 {
 			o.record.Rule = d.Place()
 		}
 		if !d.Allowed || p.Revoked(o.caller.Serial) {
 			o.record.Permission, o.record.Rule = permission, d.Place()
-			return fault.New(brokerv1.ErrorReason_ERROR_REASON_PERMISSION_DENIED,
-				permission+" on "+o.record.Resource+" is not granted to "+o.caller.ID+"; BrokerService.WhoAmI shows what is, the operator's policy can grant it",
-				fault.With("permission", permission), fault.With("resource", o.record.Resource))
+			return fault.Denied(permission, o.record.Resource, o.caller.ID)
 		}
 		if !slices.Contains(o.rules, d.Rule) {
 			o.rules = append(o.rules, d.Rule)
 		}
 	}
 	return o.unfrozen()
+}
+
+// needs calls yield with each permission that the call needs, until it says false.
+func (o *op) needs(yield func(string) bool) {
+	for permission := range o.method.Needs(o.req) {
+		if !yield(permission) {
+			return
+		}
+	}
+	if o.others.Load() {
+		yield(o.method.Others)
+	}
 }
 
 // unfrozen refuses changes and streams of a frozen caller. Who may end a freeze
@@ -274,8 +302,18 @@ func (o *op) deadline(ctx context.Context) (context.Context, context.CancelFunc)
 	return context.WithTimeout(ctx, d)
 }
 
-// close writes the call's last record. err is what the caller will be told.
+// close ends the call. err is what the caller will be told.
 func (o *op) close(err error) error {
+	o.abandon()
+	err = o.closeRecord(err)
+	if o.work != nil {
+		err = o.work.end(err)
+	}
+	return err
+}
+
+// closeRecord writes the call's last record.
+func (o *op) closeRecord(err error) error {
 	st := status.Convert(err)
 	o.record.Code = st.Code().String()
 	o.record.Reason = fault.Reason(err)

@@ -34,38 +34,13 @@ func (o *op) change(ctx context.Context, handler func(context.Context) (any, err
 		defer cancel()
 		return handler(ctx)
 	}
-	id, err := uuid.Parse(req.GetRequestId())
-	if err != nil || id.String() != req.GetRequestId() {
-		return nil, fault.Invalid("request_id", "set it to a new UUID for every change that is meant, lower-case and with hyphens; keep it when repeating one")
-	}
-	known, answer, err := o.chain.Requests.Begin(o.caller.ID, req.GetRequestId(), o.digest())
+	known, answer, err := o.hold()
 	if err != nil {
-		o.Note(err.Error())
-		return nil, fault.New(brokerv1.ErrorReason_ERROR_REASON_STATE_UNAVAILABLE, "the broker cannot remember more request IDs; nothing was done; tell the operator")
+		return nil, err
 	}
-	switch known {
-	case idempotency.Done:
-		o.Note("answered before; the first answer was given again")
-		return replay(answer)
-	case idempotency.Running:
-		return nil, fault.New(brokerv1.ErrorReason_ERROR_REASON_REQUEST_IN_PROGRESS,
-			"the first request with this request_id is still running; repeat it to get its answer", fault.RetryAfter(fault.RetryEngine))
-	case idempotency.Reused:
-		return nil, fault.New(brokerv1.ErrorReason_ERROR_REASON_REQUEST_ID_REUSED,
-			"request_id was used with another request; use a new UUID for another change")
-	case idempotency.Unknown:
-		return nil, fault.New(brokerv1.ErrorReason_ERROR_REASON_OUTCOME_UNKNOWN,
-			"the broker stopped before it recorded how this request ended; look at the object's state, and use a new request_id to change it")
+	if known != idempotency.New {
+		return o.known(known, answer)
 	}
-	o.holding = true
-	defer func() {
-		// Not even a panic may leave the ID held.
-		if o.holding && !o.intended {
-			if err := o.chain.Requests.Abandon(o.caller.ID, req.GetRequestId(), o.recorded); err != nil {
-				o.Note(err.Error())
-			}
-		}
-	}()
 	// Who asks for a change and hangs up still gets it whole, and recorded.
 	ctx, cancel := o.deadline(context.WithoutCancel(ctx))
 	defer cancel()
@@ -77,9 +52,57 @@ func (o *op) change(ctx context.Context, handler func(context.Context) (any, err
 	return resp, err
 }
 
+// hold takes the request's ID, unless it is known.
+func (o *op) hold() (idempotency.State, idempotency.Answer, error) {
+	requestID := o.req.(changer).GetRequestId()
+	id, err := uuid.Parse(requestID)
+	if err != nil || id.String() != requestID {
+		return 0, idempotency.Answer{}, fault.Invalid("request_id", "set it to a new UUID for every change that is meant, lower-case and with hyphens; keep it when repeating one")
+	}
+	known, answer, err := o.chain.Requests.Begin(o.caller.ID, requestID, o.digest())
+	if err != nil {
+		o.Note(err.Error())
+		return 0, idempotency.Answer{}, fault.New(brokerv1.ErrorReason_ERROR_REASON_STATE_UNAVAILABLE, "the broker cannot remember more request IDs; nothing was done; tell the operator")
+	}
+	o.holding = known == idempotency.New
+	return known, answer, nil
+}
+
+// known answers a request whose ID is known.
+func (o *op) known(known idempotency.State, answer idempotency.Answer) (any, error) {
+	switch known {
+	case idempotency.Done:
+		o.Note("answered before; the first answer was given again")
+		return replay(answer)
+	case idempotency.Running:
+		return nil, fault.New(brokerv1.ErrorReason_ERROR_REASON_REQUEST_IN_PROGRESS,
+			"the first request with this request_id is still running; repeat it to get its answer", fault.RetryAfter(fault.RetryEngine))
+	case idempotency.Reused:
+		return nil, fault.New(brokerv1.ErrorReason_ERROR_REASON_REQUEST_ID_REUSED,
+			"request_id was used with another request; use a new UUID for another change")
+	}
+	return nil, fault.New(brokerv1.ErrorReason_ERROR_REASON_OUTCOME_UNKNOWN,
+		"the broker stopped before it recorded how this request ended; look at the object's state, and use a new request_id to change it")
+}
+
+// abandon gives the request's ID back when nothing came of it. Not even a panic
+// may leave it held.
+func (o *op) abandon() {
+	if !o.holding || o.intended {
+		return
+	}
+	if err := o.chain.Requests.Abandon(o.caller.ID, o.req.(changer).GetRequestId(), false); err != nil {
+		o.Note(err.Error())
+	}
+}
+
 // digest is the request's fingerprint: method and canonical bytes.
 func (o *op) digest() [32]byte {
-	b, _ := proto.MarshalOptions{Deterministic: true}.MarshalAppend([]byte(o.method.Name+"\x00"), o.req)
+	req := o.req
+	if o.method.Operation != nil {
+		req = o.method.Operation.Attached(req)
+	}
+	b, _ := proto.MarshalOptions{Deterministic: true}.MarshalAppend([]byte(o.method.Name+"\x00"), req)
 	return sha256.Sum256(b)
 }
 
@@ -94,6 +117,11 @@ func (o *op) Intend(ctx context.Context, target string) error {
 	if err := o.permitted(); err != nil {
 		return err
 	}
+	if o.work != nil {
+		if err := o.work.room(); err != nil {
+			return err
+		}
+	}
 	for _, rule := range o.rules {
 		budget := rule.Budget
 		if budget.Count == 0 {
@@ -102,6 +130,11 @@ func (o *op) Intend(ctx context.Context, target string) error {
 		if ok, wait := o.chain.Limits.Change(rule.Place+" "+o.caller.ID+" "+o.record.Resource, budget.Count, budget.Per); !ok {
 			return fault.New(brokerv1.ErrorReason_ERROR_REASON_CHANGE_BUDGET_EXHAUSTED,
 				o.record.Resource+" was changed as often as allowed ("+budget.String()+"); wait as RetryInfo says", fault.RetryAfter(wait))
+		}
+	}
+	if o.work != nil {
+		if err := o.work.begin(target); err != nil {
+			return err
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.chain.AuditTimeout)
@@ -128,6 +161,9 @@ func (o *op) Intend(ctx context.Context, target string) error {
 		return err
 	}
 	o.recorded = true
+	if o.work != nil {
+		close(o.work.begun)
+	}
 	return nil
 }
 
@@ -189,6 +225,25 @@ func replay(a idempotency.Answer) (any, error) {
 // Visible implements call.Scope.
 func (o *op) Visible(resource string) bool {
 	return o.policy.Decide(o.caller.ID, o.method.Permission, resource).Allowed
+}
+
+// Permits implements call.Scope.
+func (o *op) Permits(permission, resource string) bool {
+	return o.chain.Policy().Decide(o.caller.ID, permission, resource).Allowed
+}
+
+// Denied implements call.Scope.
+func (o *op) Denied(resource string) bool {
+	return o.chain.Policy().Denied(o.caller.ID, o.method.Permission, resource) != nil
+}
+
+// Others implements call.Scope.
+func (o *op) Others() bool {
+	may := o.method.Others != "" && o.Permits(o.method.Others, o.record.Resource)
+	if may {
+		o.others.Store(true)
+	}
+	return may
 }
 
 // Note implements call.Scope.

@@ -25,6 +25,7 @@ import (
 	"github.com/gortium/hermes-broker/server/idempotency"
 	"github.com/gortium/hermes-broker/server/identity"
 	"github.com/gortium/hermes-broker/server/limits"
+	"github.com/gortium/hermes-broker/server/operation"
 	"github.com/gortium/hermes-broker/server/policy"
 )
 
@@ -38,6 +39,9 @@ callers:
     grants:
       - allow: [containers.list, containers.inspect, containers.logs, containers.wait, containers.restart]
         on: ["containers/*"]
+        budget: 100000/second
+      - allow: [images.pull]
+        on: ["images/docker.io/*/*"]
         budget: 100000/second
 `
 
@@ -54,6 +58,16 @@ type service struct {
 	inspect func(context.Context) error
 	wait    func(context.Context) error
 	logs    func(brokerv1.ContainerService_ContainerLogsServer) error
+}
+
+// images does what a test says.
+type images struct {
+	brokerv1.UnimplementedImageServiceServer
+	pull func(*brokerv1.PullRequest, brokerv1.ImageService_PullServer) error
+}
+
+func (s *images) Pull(r *brokerv1.PullRequest, stream brokerv1.ImageService_PullServer) error {
+	return s.pull(r, stream)
 }
 
 func (s *service) Restart(ctx context.Context, r *brokerv1.RestartRequest) (*brokerv1.RestartResponse, error) {
@@ -93,6 +107,7 @@ type rig struct {
 	chain   *Chain
 	clock   *clock
 	service *service
+	images  *images
 	policy  atomic.Pointer[policy.Policy]
 	methods *access.Registry
 	dir     string
@@ -105,10 +120,11 @@ const lifetime = 24 * time.Hour
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{t: t, clock: &clock{}, service: &service{}, dir: t.TempDir()}
+	r := &rig{t: t, clock: &clock{}, service: &service{}, images: &images{}, dir: t.TempDir()}
 	r.clock.nanos.Store(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC).UnixNano())
 	blank := grpc.NewServer()
 	brokerv1.RegisterContainerServiceServer(blank, r.service)
+	brokerv1.RegisterImageServiceServer(blank, r.images)
 	var err error
 	if r.methods, err = access.Load(blank.GetServiceInfo()); err != nil {
 		t.Fatal(err)
@@ -132,7 +148,15 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = store.Close() })
+	if err := os.Chmod(r.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ops, err := operation.Open(operation.Options{Dir: filepath.Join(r.dir, "operations"), Retention: time.Hour, Kept: 50, PerCaller: 3, PerKind: 5, Now: r.clock.now})
+	if err != nil {
+		t.Fatal(err)
+	}
 	r.chain = New(Config{
+		Operations: ops, OperationAge: time.Minute,
 		Methods: r.methods, Policy: func() *policy.Policy { return r.policy.Load() }, Audit: log, Freeze: frozen, Requests: store,
 		Limits: limits.New(limits.Config{Rate: 1e6, Burst: 1e6, Calls: 10, Streams: 10}, r.clock.now),
 		Budget: policy.Budget{Count: 100, Per: time.Second}, CallTimeout: 10 * time.Second, StreamAge: time.Hour, SendTimeout: 30 * time.Second,
@@ -141,6 +165,7 @@ func newRig(t *testing.T) *rig {
 	peer := identity.Peer{ID: hermes, Serial: "5e", NotAfter: r.clock.now().Add(lifetime)}
 	s := grpc.NewServer(append(r.chain.Options(), grpc.Creds(trusting{insecure.NewCredentials(), peer}), grpc.WaitForHandlers(true))...)
 	brokerv1.RegisterContainerServiceServer(r.chain.Register(s), r.service)
+	brokerv1.RegisterImageServiceServer(r.chain.Register(s), r.images)
 	l := bufconn.Listen(1 << 16)
 	go s.Serve(l)
 	t.Cleanup(s.Stop)
@@ -156,7 +181,7 @@ func newRig(t *testing.T) *rig {
 
 func (r *rig) setPolicy(text string) {
 	r.t.Helper()
-	p, problems := policy.Parse("policy.yaml", []byte(text), r.methods.Permissions())
+	p, problems := policy.Parse("policy.yaml", []byte(text), r.methods.Permissions(), access.Single)
 	if problems != nil {
 		r.t.Fatal(problems)
 	}

@@ -21,6 +21,9 @@ import (
 // change (see Recheck).
 func (c *Chain) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	o := c.open(ss.Context(), info.FullMethod)
+	if o.method != nil && o.method.Operation != nil {
+		return o.operate(srv, ss, handler)
+	}
 	return o.guard(func() error {
 		if err := o.admit(); err != nil {
 			return err
@@ -30,24 +33,29 @@ func (c *Chain) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInf
 		}
 		ctx := o.cuttable(call.With(ss.Context(), o))
 		defer o.uncuttable()
-		done := make(chan error, 1)
-		go func() { done <- handler(srv, &serverStream{ServerStream: ss, ctx: ctx, op: o}) }()
-		select {
-		case err := <-done:
-			if err != nil && ctx.Err() != nil {
-				err = context.Cause(ctx)
-			}
-			return err
-		case <-ctx.Done():
-		}
-		// The handler may be stuck in Send, behind a reader that does not read. It
-		// has a moment to end by itself; returning releases it.
-		select {
-		case <-done:
-		case <-time.After(100 * time.Millisecond):
-		}
-		return context.Cause(ctx)
+		return until(ctx, func() error { return handler(srv, &serverStream{ServerStream: ss, ctx: ctx, op: o}) })
 	})
+}
+
+// until runs what sends on a stream, and returns at its end or soon after that
+// of the context: it may be stuck in Send, behind a reader that does not read.
+// It has a moment to end by itself; returning from the stream releases it.
+func until(ctx context.Context, send func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- send() }()
+	select {
+	case err := <-done:
+		if err != nil && ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case <-done:
+	case <-time.After(100 * time.Millisecond):
+	}
+	return context.Cause(ctx)
 }
 
 // unknown refuses a method that does not exist: in the same words for all whom
@@ -70,25 +78,32 @@ type serverStream struct {
 func (s *serverStream) Context() context.Context { return s.ctx }
 
 func (s *serverStream) RecvMsg(m any) error {
-	if err := s.ServerStream.RecvMsg(m); err != nil {
-		if errors.Is(err, io.EOF) || s.ctx.Err() != nil {
+	if err := s.op.receive(s.ctx, s.ServerStream, m); err != nil {
+		return err
+	}
+	opened := s.op.snapshot()
+	opened.Event = audit.EventStream
+	s.op.chain.Audit.Append(opened)
+	return nil
+}
+
+// receive takes a stream's one request, and decides.
+func (o *op) receive(ctx context.Context, ss grpc.ServerStream, m any) error {
+	if err := ss.RecvMsg(m); err != nil {
+		if errors.Is(err, io.EOF) || ctx.Err() != nil {
 			return err
 		}
 		return fault.Invalid("request", "it is not a message of this method")
 	}
-	o := s.op
 	o.chain.mu.Lock()
 	defer o.chain.mu.Unlock() // Recheck reads what decide writes.
-	if s.ctx.Err() != nil {   // Cut, and perhaps closed in the audit trail by now.
-		return context.Cause(s.ctx)
+	if ctx.Err() != nil {     // Cut, and perhaps closed in the audit trail by now.
+		return context.Cause(ctx)
 	}
 	if err := o.decide(m.(proto.Message)); err != nil {
 		return err
 	}
 	o.sending.begun.Store(true)
-	opened := o.snapshot()
-	opened.Event = audit.EventStream
-	o.chain.Audit.Append(opened)
 	return nil
 }
 
@@ -111,7 +126,7 @@ func (o *op) cuttable(ctx context.Context) context.Context {
 	defer o.chain.mu.Unlock()
 	o.chain.active[o] = struct{}{}
 	if o.chain.stopping {
-		o.cut(shuttingDown())
+		o.cut(o.stopped())
 	}
 	if !o.method.Stream {
 		o.sending.begun.Store(true)
@@ -164,12 +179,13 @@ func (o *op) stillFine(now time.Time) error {
 		}
 		return nil
 	}
-	if now.After(o.caller.NotAfter) {
+	if o.work == nil && now.After(o.caller.NotAfter) {
 		return fault.New(brokerv1.ErrorReason_ERROR_REASON_ACCESS_REVOKED, "the certificate has expired; renew it and call again")
 	}
 	// On a copy: the call's own record belongs to its own goroutine.
 	again := &op{chain: o.chain, method: o.method, caller: o.caller, req: o.req}
 	again.record.Resource = o.record.Resource
+	again.others.Store(o.others.Load())
 	if err := again.permitted(); err != nil {
 		if fault.Reason(err) == "FROZEN" {
 			return err
@@ -177,7 +193,7 @@ func (o *op) stillFine(now time.Time) error {
 		return fault.New(brokerv1.ErrorReason_ERROR_REASON_ACCESS_REVOKED,
 			"the grant or the certificate behind this call is gone; BrokerService.WhoAmI shows what is granted now")
 	}
-	if !o.method.Stream {
+	if !o.method.Stream || o.work != nil {
 		return nil
 	}
 	if age > o.chain.StreamAge {
@@ -189,16 +205,21 @@ func (o *op) stillFine(now time.Time) error {
 	return nil
 }
 
-// CutAll ends every stream, those still to come included, for a stop.
+// CutAll ends every stream and every operation, those still to come included, for
+// a stop.
 func (c *Chain) CutAll() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.stopping = true
 	for o := range c.active {
-		o.cut(shuttingDown())
+		o.cut(o.stopped())
 	}
 }
 
-func shuttingDown() error {
+// stopped says why a stop of the broker ends the call.
+func (o *op) stopped() error {
+	if o.work != nil {
+		return fault.Interrupted()
+	}
 	return fault.New(brokerv1.ErrorReason_ERROR_REASON_SHUTTING_DOWN, "the broker is stopping; call again", fault.RetryAfter(time.Second))
 }

@@ -53,6 +53,16 @@ var codeOf = map[brokerv1.ErrorReason]codes.Code{
 	brokerv1.ErrorReason_ERROR_REASON_INTERNAL:                codes.Internal,
 	brokerv1.ErrorReason_ERROR_REASON_CANCELLED:               codes.Canceled,
 	brokerv1.ErrorReason_ERROR_REASON_STATE_UNAVAILABLE:       codes.Unavailable,
+	brokerv1.ErrorReason_ERROR_REASON_IMAGE_NOT_FOUND:         codes.NotFound,
+	brokerv1.ErrorReason_ERROR_REASON_IMAGE_IN_USE:            codes.FailedPrecondition,
+	brokerv1.ErrorReason_ERROR_REASON_REGISTRY_NOT_REGISTERED: codes.FailedPrecondition,
+	brokerv1.ErrorReason_ERROR_REASON_REGISTRY_DENIED:         codes.FailedPrecondition,
+	brokerv1.ErrorReason_ERROR_REASON_REGISTRY_UNAVAILABLE:    codes.Unavailable,
+	brokerv1.ErrorReason_ERROR_REASON_INSUFFICIENT_SPACE:      codes.ResourceExhausted,
+	brokerv1.ErrorReason_ERROR_REASON_OPERATION_NOT_FOUND:     codes.NotFound,
+	brokerv1.ErrorReason_ERROR_REASON_OPERATION_INTERRUPTED:   codes.Aborted,
+	brokerv1.ErrorReason_ERROR_REASON_OPERATION_CANCELLED:     codes.Canceled,
+	brokerv1.ErrorReason_ERROR_REASON_PLAN_CHANGED:            codes.Aborted,
 }
 
 // An Option adds to an error.
@@ -111,6 +121,36 @@ func Reason(err error) string {
 // Invalid says that a request field is wrong, and how it would be right.
 func Invalid(field, message string) error {
 	return New(brokerv1.ErrorReason_ERROR_REASON_INVALID_ARGUMENT, field+": "+message, With("field", field))
+}
+
+// Denied says that the policy does not grant a permission, in the same words
+// whether or not the thing exists.
+func Denied(permission, resource, caller string) error {
+	return New(brokerv1.ErrorReason_ERROR_REASON_PERMISSION_DENIED,
+		permission+" on "+resource+" is not granted to "+caller+"; BrokerService.WhoAmI shows what is, the operator's policy can grant it",
+		With("permission", permission), With("resource", resource))
+}
+
+// Interrupted says that the broker was stopped while an operation ran.
+func Interrupted() error {
+	return New(brokerv1.ErrorReason_ERROR_REASON_OPERATION_INTERRUPTED,
+		"the broker was stopped while the operation ran, and did not begin it again; OperationService.GetOperation says what is left of it; use a new request_id to repeat it")
+}
+
+// Annotate adds metadata to an error of New's.
+func Annotate(err error, key, value string) error {
+	if Reason(err) == "" {
+		return err
+	}
+	st := status.Convert(err).Proto()
+	for _, d := range st.GetDetails() {
+		info := &errdetails.ErrorInfo{}
+		if d.MessageIs(info) && d.UnmarshalTo(info) == nil {
+			With(key, value)(info, nil)
+			_ = d.MarshalFrom(info) // It came out of there.
+		}
+	}
+	return status.FromProto(st).Err()
 }
 
 // Internal is a defect or something that must not happen.
