@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/gortium/hermes-broker/server"
+	"github.com/gortium/hermes-broker/server/access"
 	"github.com/gortium/hermes-broker/server/policy"
 	"github.com/gortium/hermes-broker/server/strictyaml"
 )
@@ -43,7 +44,7 @@ func TestReadmeFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, problems := policy.Parse("policy.yaml", []byte(read(t, "deploy/example/policy.yaml")), methods.Permissions())
+	p, problems := policy.Parse("policy.yaml", []byte(read(t, "deploy/example/policy.yaml")), methods.Permissions(), access.Single)
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}

@@ -84,8 +84,8 @@ func TestOptionsAreReadInOnePlace(t *testing.T) {
 			if strings.Contains(text, "brokerv1.E_") && !strings.HasSuffix(p, "/server/access") {
 				t.Errorf("%s/%s reads the schema's options; ask package access", p, f)
 			}
-			if strings.HasSuffix(p, "/server/docker") && strings.Contains(text, `"github.com/docker/docker/`) && f != "sdk.go" && f != "convert.go" && f != "errors.go" {
-				t.Errorf("%s imports the SDK; its types stay in sdk.go and convert.go", f)
+			if strings.HasSuffix(p, "/server/docker") && strings.Contains(text, `"github.com/docker/docker/`) && !strings.HasSuffix(f, "sdk.go") && !strings.HasSuffix(f, "convert.go") && f != "errors.go" {
+				t.Errorf("%s imports the SDK; its types stay in the files that end in sdk.go and convert.go", f)
 			}
 		}
 	}

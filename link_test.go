@@ -30,7 +30,7 @@ var forbidden = regexp.MustCompile(`^(` +
 	`|os/exec\..*|os\.StartProcess|os\.startProcess|syscall\.(forkExec|ForkExec|StartProcess|forkAndExecInChild1?|Exec)|plugin\..*|text/template\.\(\*Template\)\.Execute)$`)
 
 // literals are parts of engine paths that the binary must not spell either.
-var literals = []string{"/archive", "/commit?", "/export", "/attach/ws", "/images/load", "/images/create", "/containers/create", "/exec/"}
+var literals = []string{"fromSrc", "/tag", "/push", "/archive", "/commit?", "/export", "/attach/ws", "/images/load", "/images/get", "/containers/create", "/exec/"}
 
 // TestReleaseBinaryCannotRunAnything builds brokerd as a release does and reads
 // from the binary which functions the linker has kept.

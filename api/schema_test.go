@@ -17,28 +17,46 @@ import (
 // why each can carry no command, path, specification or archive. A new one is
 // added together with its reason, by somebody who has thought about it.
 var freeText = map[string]string{
-	"InspectContainerRequest.container":  "a name by the engine's grammar, compared with the name of the object found",
-	"ContainerLogsRequest.container":     "as InspectContainerRequest.container",
-	"ContainerStatsRequest.container":    "as InspectContainerRequest.container",
-	"StartRequest.container":             "as InspectContainerRequest.container",
-	"StopRequest.container":              "as InspectContainerRequest.container",
-	"RestartRequest.container":           "as InspectContainerRequest.container",
-	"RemoveRequest.container":            "as InspectContainerRequest.container",
-	"RemoveRequest.expected_id":          "compared with the ID of the object found",
-	"WaitRequest.container":              "as InspectContainerRequest.container",
-	"ListContainersRequest.name_pattern": "matched in the broker against names the caller may see; never sent to the engine",
-	"ListContainersRequest.page_token":   "parsed into a position; never sent to the engine",
-	"CanRequest.permission":              "looked up among the declared permissions",
-	"CanRequest.resource":                "matched against the policy; never sent to the engine",
-	"FreezeRequest.caller":               "must be a caller of the policy",
-	"FreezeRequest.reason":               "shown and recorded, never interpreted",
-	"UnfreezeRequest.caller":             "a key of the freezes in force",
-	"StartRequest.request_id":            "a canonical UUID, a key of the record of requests",
-	"StopRequest.request_id":             "as StartRequest.request_id",
-	"RestartRequest.request_id":          "as StartRequest.request_id",
-	"RemoveRequest.request_id":           "as StartRequest.request_id",
-	"FreezeRequest.request_id":           "as StartRequest.request_id",
-	"UnfreezeRequest.request_id":         "as StartRequest.request_id",
+	"InspectContainerRequest.container":   "a name by the engine's grammar, compared with the name of the object found",
+	"ContainerLogsRequest.container":      "as InspectContainerRequest.container",
+	"ContainerStatsRequest.container":     "as InspectContainerRequest.container",
+	"StartRequest.container":              "as InspectContainerRequest.container",
+	"StopRequest.container":               "as InspectContainerRequest.container",
+	"RestartRequest.container":            "as InspectContainerRequest.container",
+	"RemoveRequest.container":             "as InspectContainerRequest.container",
+	"RemoveRequest.expected_id":           "compared with the ID of the object found",
+	"WaitRequest.container":               "as InspectContainerRequest.container",
+	"ListContainersRequest.name_pattern":  "matched in the broker against names the caller may see; never sent to the engine",
+	"ListContainersRequest.page_token":    "parsed into a position; never sent to the engine",
+	"CanRequest.permission":               "looked up among the declared permissions",
+	"CanRequest.resource":                 "matched against the policy; never sent to the engine",
+	"FreezeRequest.caller":                "must be a caller of the policy",
+	"FreezeRequest.reason":                "shown and recorded, never interpreted",
+	"UnfreezeRequest.caller":              "a key of the freezes in force",
+	"StartRequest.request_id":             "a canonical UUID, a key of the record of requests",
+	"StopRequest.request_id":              "as StartRequest.request_id",
+	"RestartRequest.request_id":           "as StartRequest.request_id",
+	"RemoveRequest.request_id":            "as StartRequest.request_id",
+	"FreezeRequest.request_id":            "as StartRequest.request_id",
+	"UnfreezeRequest.request_id":          "as StartRequest.request_id",
+	"ListImagesRequest.reference_pattern": "matched in the broker against references the caller may see; never sent to the engine",
+	"ListImagesRequest.page_token":        "as ListContainersRequest.page_token",
+	"PullRequest.image":                   "parsed and written out in full; only that form is sent to the engine, through a pattern of its own",
+	"PullRequest.request_id":              "as StartRequest.request_id",
+	"RemoveImageRequest.image":            "as PullRequest.image",
+	"RemoveImageRequest.expected_id":      "compared with the ID of the object found",
+	"RemoveImageRequest.request_id":       "as StartRequest.request_id",
+	"PruneRequest.request_id":             "as StartRequest.request_id",
+	"PruneRequest.expected_plan":          "compared with the fingerprint of what was found",
+	"ListNetworksRequest.name_pattern":    "as ListContainersRequest.name_pattern",
+	"ListNetworksRequest.page_token":      "as ListContainersRequest.page_token",
+	"ListVolumesRequest.name_pattern":     "as ListContainersRequest.name_pattern",
+	"ListVolumesRequest.page_token":       "as ListContainersRequest.page_token",
+	"ListOperationsRequest.page_token":    "as ListContainersRequest.page_token",
+	"GetOperationRequest.name":            "by a grammar, then a key of the operations that are kept",
+	"WatchOperationRequest.name":          "as GetOperationRequest.name",
+	"CancelOperationRequest.name":         "as GetOperationRequest.name",
+	"CancelOperationRequest.request_id":   "as StartRequest.request_id",
 }
 
 // shown are all text and bytes fields of responses that hold what is not the
@@ -53,6 +71,12 @@ var shown = map[string]string{
 	"Mount.source":                              "only with the permission containers.inspect_mount_sources",
 	"Mount.destination":                         "a path inside the container",
 	"InspectContainerResponse.environment_keys": "names; values are never read",
+	"InfoResponse.operating_system":             "the name of a distribution",
+	"InfoResponse.security_options":             "names alone; a profile's path is cut off",
+	"InfoResponse.default_runtime":              "the name of a runtime",
+	"EventsResponse.action_text":                "the engine's word up to the first colon, of a-z, _ and -",
+	"Operation.error_message":                   "what the operation's caller was told: words of the broker",
+	"PrunedItem.problem":                        "words of the broker",
 }
 
 // dangerous are the words of what no message may carry.
@@ -63,6 +87,8 @@ var harmless = map[string]string{
 	"InspectContainerRequest.include_mount_sources": "a boolean that asks to see",
 	"InspectContainerResponse.mounts":               "a response, of type, destination and mode",
 	"InspectContainerResponse.environment_keys":     "a response, of names",
+	"DiskUsageResponse.volumes":                     "a response, of sizes",
+	"ListVolumesResponse.volumes":                   "a response, of names and drivers",
 }
 
 func fields(t *testing.T, visit func(service bool, name string, fd protoreflect.FieldDescriptor)) {
@@ -142,7 +168,9 @@ func TestNoRequestCanSayAnythingDangerous(t *testing.T) {
 
 // plain are the names of response fields that hold identifiers the broker or
 // the engine made, references, addresses and the like.
-var plain = regexp.MustCompile(`^(name|id|image_id|image_digests|host_ip|protocol|type|network|ipv[46]_address|mac_address|next_page_token|spiffe_id|certificate_serial|permissions|resources|budget|rule|policy_hash|peer_address|caller|reason|frozen_by|explanation|version|revision|go_version|engine_api_version|container|request_id|permission|resource|name_pattern|page_token)$`)
+var plain = regexp.MustCompile(`^(name|id|image_id|image_digests|host_ip|protocol|type|network|ipv[46]_address|mac_address|next_page_token|spiffe_id|certificate_serial|permissions|resources|budget|rule|policy_hash|peer_address|caller|reason|frozen_by|explanation|version|revision|go_version|engine_api_version|container|request_id|permission|resource|name_pattern|page_token|` +
+	`server_version|api_version|os_type|architecture|kernel_version|storage_driver|cgroup_driver|cgroup_version|min_api_version|git_commit|` +
+	`plan|names|driver|scope|subnets|method|target|error_reason|references|digests?|in_use_by|image|remaining_references)$`)
 
 func TestResponsesShowOnlyWhatSomebodyThoughtAbout(t *testing.T) {
 	fields(t, func(request bool, name string, fd protoreflect.FieldDescriptor) {

@@ -11,7 +11,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -41,6 +40,9 @@ func TestGoldenAccess(t *testing.T) {
 		if m.WhileFrozen {
 			frozen = " while-frozen"
 		}
+		if m.Operation != nil {
+			frozen += " operation"
+		}
 		fmt.Fprintf(&b, "%s %s %s %s%s\n", m.Name, strings.Join(m.Permissions(), "+"), strings.TrimPrefix(m.Effect.String(), "EFFECT_"), resource, frozen)
 	}
 	want, err := os.ReadFile("testdata/access.golden")
@@ -59,7 +61,7 @@ func TestEveryMethodIsDeniedWithoutAGrant(t *testing.T) {
 	// In place of the services stand ones that answer Unimplemented to whoever
 	// reaches them.
 	trapped := grpc.NewServer(append(r.server.chain.Options(), r.server.options()...)...)
-	services(r.server.chain.Register(trapped), brokerv1.UnimplementedBrokerServiceServer{}, brokerv1.UnimplementedContainerServiceServer{}, healthv1.UnimplementedHealthServer{})
+	unimplemented.register(r.server.chain.Register(trapped))
 	r.socket = r.path("trap.sock")
 	l, err := listen(&Listener{Unix: at(r.socket)}, &r.server.cfg.Limits)
 	if err != nil {

@@ -48,7 +48,7 @@ func (b *broker) WhoAmI(ctx context.Context, _ *brokerv1.WhoAmIRequest) (*broker
 		return nil, fault.New(brokerv1.ErrorReason_ERROR_REASON_ACCESS_REVOKED, "the policy no longer names "+who.ID)
 	}
 	for _, r := range c.Grants {
-		resp.Grants = append(resp.Grants, &brokerv1.Grant{Permissions: r.Permissions, Resources: texts(r.On), Budget: r.Budget.String(), Rule: r.Place})
+		resp.Grants = append(resp.Grants, &brokerv1.Grant{Permissions: r.Permissions, Resources: texts(r.On), Budget: r.Budget.String(), Rule: r.Place, RequireDigest: r.RequireDigest})
 	}
 	for _, r := range c.Denials {
 		resp.Denials = append(resp.Denials, &brokerv1.Denial{Permissions: r.Permissions, Resources: texts(r.On), Rule: r.Place})
@@ -74,10 +74,16 @@ func (b *broker) Can(ctx context.Context, req *brokerv1.CanRequest) (*brokerv1.C
 		return nil, fault.Invalid("permission", "no method asks for it; give one such as containers.restart")
 	}
 	resource := req.GetResource()
-	if resource == "" && noun == "broker" {
+	if resource == "" && access.Single[noun] {
 		resource = noun
 	}
 	m := b.methods.Asking(req.GetPermission())
+	if name, ok := strings.CutPrefix(resource, noun+"/"); ok {
+		var err error
+		if resource, err = m.Called(name); err != nil {
+			return nil, fault.Invalid("resource", err.Error())
+		}
+	}
 	if pattern, err := policy.ParsePattern(resource); err != nil || pattern.Noun() != noun ||
 		strings.Contains(resource, "*") || (resource == noun && !m.Collection()) {
 		return nil, fault.Invalid("resource", "give the thing itself, such as "+noun+"/name")

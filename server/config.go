@@ -27,6 +27,9 @@ type Config struct {
 	Audit      AuditConfig           `yaml:"audit"`
 	Engine     EngineConfig          `yaml:"engine"`
 	Containers ContainersConfig      `yaml:"containers"`
+	Registries []RegistryConfig      `yaml:"registries"`
+	Images     ImagesConfig          `yaml:"images"`
+	Operations OperationsConfig      `yaml:"operations"`
 	Logs       LogsConfig            `yaml:"logs"`
 	Limits     LimitsConfig          `yaml:"limits"`
 }
@@ -67,6 +70,17 @@ type ContainersConfig struct {
 	Labels []strictyaml.At[string] `yaml:"labels"`
 }
 
+// ImagesConfig is about pulling images.
+type ImagesConfig struct {
+	MinFree strictyaml.At[strictyaml.Bytes] `yaml:"min_free"`
+}
+
+// OperationsConfig is about how long operations are kept.
+type OperationsConfig struct {
+	Retention strictyaml.At[time.Duration] `yaml:"retention"`
+	Kept      strictyaml.At[int]           `yaml:"kept"`
+}
+
 // LogsConfig is about what is taken out of logs.
 type LogsConfig struct {
 	Redact []strictyaml.At[string] `yaml:"redact"`
@@ -91,6 +105,9 @@ type LimitsConfig struct {
 	StopTimeout        strictyaml.At[time.Duration]    `yaml:"stop_timeout"`
 	Message            strictyaml.At[strictyaml.Bytes] `yaml:"message"`
 	Header             strictyaml.At[strictyaml.Bytes] `yaml:"header"`
+	Operations         strictyaml.At[int]              `yaml:"operations"`
+	OperationsPerKind  strictyaml.At[int]              `yaml:"operations_per_kind"`
+	OperationAge       strictyaml.At[time.Duration]    `yaml:"operation_age"`
 	RequestIDs         strictyaml.At[int]              `yaml:"request_ids"`
 	RequestIDRetention strictyaml.At[time.Duration]    `yaml:"request_id_retention"`
 }
@@ -100,11 +117,13 @@ func at[T any](v T) strictyaml.At[T] { return strictyaml.At[T]{Value: v} }
 // Defaults is the configuration of an empty file, less what has no default.
 func Defaults() *Config {
 	return &Config{
-		State:    at("/var/lib/hermes-broker"),
-		Policy:   at("/etc/hermes-broker/policy.yaml"),
-		Identity: Identity{MaxLifetime: at(31 * 24 * time.Hour)},
-		Audit:    AuditConfig{Segment: at(strictyaml.Bytes(64 << 20)), Timeout: at(5 * time.Second)},
-		Engine:   EngineConfig{Socket: at("/run/docker.sock")},
+		State:      at("/var/lib/hermes-broker"),
+		Policy:     at("/etc/hermes-broker/policy.yaml"),
+		Identity:   Identity{MaxLifetime: at(31 * 24 * time.Hour)},
+		Audit:      AuditConfig{Segment: at(strictyaml.Bytes(64 << 20)), Timeout: at(5 * time.Second)},
+		Engine:     EngineConfig{Socket: at("/run/docker.sock")},
+		Images:     ImagesConfig{MinFree: at(strictyaml.Bytes(1 << 30))},
+		Operations: OperationsConfig{Retention: at(24 * time.Hour), Kept: at(500)},
 		Limits: LimitsConfig{
 			Rate: at(50.0), Burst: at(100), Calls: at(32), Streams: at(64),
 			Changes:     at(policy.Budget{Count: 30, Per: time.Minute}),
@@ -113,6 +132,7 @@ func Defaults() *Config {
 			CallTimeout: at(30 * time.Second), StreamAge: at(time.Hour), SendTimeout: at(30 * time.Second),
 			StopTimeout: at(20 * time.Second),
 			Message:     at(strictyaml.Bytes(64 << 10)), Header: at(strictyaml.Bytes(16 << 10)),
+			Operations: at(4), OperationsPerKind: at(8), OperationAge: at(6 * time.Hour),
 			RequestIDs: at(20_000), RequestIDRetention: at(24 * time.Hour),
 		},
 	}
@@ -135,6 +155,10 @@ func ParseConfig(path string, data []byte) (*Config, strictyaml.Problems) {
 		at   strictyaml.At[string]
 	}{{"policy", c.Policy}, {"state", c.State}, {"engine.socket", c.Engine.Socket}} {
 		checkPath(fail, p.name, p.at)
+	}
+	hosts := map[string]bool{}
+	for i := range c.Registries {
+		c.Registries[i].check(fail, hosts)
 	}
 	if _, err := redact.New(values(c.Logs.Redact)); err != nil {
 		fail(first(c.Logs.Redact), "logs.redact: %v", err)
@@ -216,7 +240,7 @@ func (c *Config) checkNumbers(fail failFunc) {
 	l := &c.Limits
 	for name, v := range map[string]strictyaml.At[int]{
 		"burst": l.Burst, "calls": l.Calls, "streams": l.Streams, "connections": l.Connections, "caller_connections": l.CallerConnections,
-		"handshakes": l.Handshakes, "connection_streams": l.ConnectionStreams, "request_ids": l.RequestIDs,
+		"handshakes": l.Handshakes, "connection_streams": l.ConnectionStreams, "request_ids": l.RequestIDs, "operations": l.Operations, "operations_per_kind": l.OperationsPerKind,
 	} {
 		if v.Value < 1 || v.Value > 1_000_000 {
 			fail(v.Pos, "limits.%s: give 1 to 1000000", name)
@@ -228,7 +252,8 @@ func (c *Config) checkNumbers(fail failFunc) {
 	for name, v := range map[string]strictyaml.At[time.Duration]{
 		"limits.handshake_timeout": l.HandshakeTimeout, "limits.idle_timeout": l.IdleTimeout, "limits.call_timeout": l.CallTimeout,
 		"limits.stream_age": l.StreamAge, "limits.send_timeout": l.SendTimeout, "limits.stop_timeout": l.StopTimeout,
-		"limits.request_id_retention": l.RequestIDRetention, "audit.timeout": c.Audit.Timeout,
+		"limits.request_id_retention": l.RequestIDRetention, "limits.operation_age": l.OperationAge, "operations.retention": c.Operations.Retention,
+		"audit.timeout": c.Audit.Timeout,
 	} {
 		if v.Value < 10*time.Millisecond || v.Value > 31*24*time.Hour {
 			fail(v.Pos, "%s: give a duration from 10ms to 744h", name)
@@ -238,6 +263,9 @@ func (c *Config) checkNumbers(fail failFunc) {
 		if v.Value < 4<<10 || v.Value > 1<<20 {
 			fail(v.Pos, "%s: give 4KiB to 1MiB", name)
 		}
+	}
+	if c.Operations.Kept.Value < 10 || c.Operations.Kept.Value > 100_000 {
+		fail(c.Operations.Kept.Pos, "operations.kept: give 10 to 100000")
 	}
 	if c.Audit.Segment.Value < 64<<10 || c.Audit.Segment.Value > 1<<30 {
 		fail(c.Audit.Segment.Pos, "audit.segment: give 64KiB to 1GiB")

@@ -41,6 +41,9 @@ func TestFullConfig(t *testing.T) {
 		Audit:      AuditConfig{Segment: at(strictyaml.Bytes(1 << 20)), Keep: at(9), Timeout: at(2 * time.Second)},
 		Engine:     EngineConfig{Socket: at("/run/podman.sock")},
 		Containers: ContainersConfig{Labels: []strictyaml.At[string]{at("com.docker.compose.project")}},
+		Registries: []RegistryConfig{{Host: at("127.0.0.1:5000")}, {Host: at("registry.example"), Username: at("robot"), PasswordFile: at("/etc/b/registry.password")}},
+		Images:     ImagesConfig{MinFree: at(strictyaml.Bytes(23 << 30))},
+		Operations: OperationsConfig{Retention: at(24 * time.Minute), Kept: at(25)},
 		Logs:       LogsConfig{Redact: []strictyaml.At[string]{at("card-[0-9]{16}")}},
 		Limits: LimitsConfig{
 			Rate: at(2.5), Burst: at(5), Calls: at(6), Streams: at(7), Changes: at(policy.Budget{Count: 8, Per: time.Hour}),
@@ -48,6 +51,7 @@ func TestFullConfig(t *testing.T) {
 			HandshakeTimeout: at(13 * time.Second), IdleTimeout: at(14 * time.Second), CallTimeout: at(15 * time.Second),
 			StreamAge: at(16 * time.Second), SendTimeout: at(17 * time.Second), StopTimeout: at(18 * time.Second),
 			Message: at(strictyaml.Bytes(19 << 10)), Header: at(strictyaml.Bytes(20 << 10)),
+			Operations: at(26), OperationsPerKind: at(27), OperationAge: at(28 * time.Minute),
 			RequestIDs: at(21), RequestIDRetention: at(22 * time.Second),
 		},
 	}
@@ -112,6 +116,7 @@ engine: {socket: docker.sock}
 audit: {segment: 1KiB, keep: 1, timeout: 0s}
 logs: {redact: ["(", "x"]}
 containers: {labels: web}
+registries: [{host: Registry.example}, {host: a.example}, {host: a.example}, {host: docker.io/library}, {username: u}, {host: "b.example:443"}, {host: c.example, username: u}, {host: d.example, username: u, password_file: p}]
 limits:
   rate: 0
   burst: zero
@@ -124,7 +129,9 @@ limits:
 		"2:10: listen.tcp:", "3:10: listen.tcp:", "5:11: listen.mode:", "6:11: listen.unix:", "8:11: listen.mode:", "9:5: listen:", "11:5: listen:",
 		"13:16: identity.certificate:", "14:8: identity.key:", "15:17: identity.max_lifetime:", "16:9: policy:", "17:8: state:", "18:1: ", "19:18: engine.socket:",
 		"20:18: audit.segment:", "20:30: audit.keep:", "20:42: audit.timeout:", "21:17: logs.redact:", "22:22: ",
-		"24:9: limits.rate:", "25:10: ", "26:12: ", "27:12: ", "28:11: limits.header:", "29:17: limits.call_timeout:",
+		"23:21: registries.host:", "23:66: registries.host: a.example is there twice", "23:85: registries.host:", "23:105: registries.host:", "23:105: registries: give username", "23:127: registries.host:",
+		"23:152: registries: give username", "23:223: registries.password_file:",
+		"25:9: limits.rate:", "26:10: ", "27:12: ", "28:12: ", "29:11: limits.header:", "30:17: limits.call_timeout:",
 	}
 	_, problems := ParseConfig("c.yaml", []byte(text))
 	got := problems.Error()
@@ -155,9 +162,10 @@ func TestBounds(t *testing.T) {
 	for key, values := range map[string]string{
 		"limits.burst": count, "limits.calls": count, "limits.streams": count, "limits.connections": count, "limits.caller_connections": count,
 		"limits.handshakes": count, "limits.connection_streams": count, "limits.request_ids": count,
+		"limits.operations": count, "limits.operations_per_kind": count, "operations.kept": "9 10 100000 100001", "images.min_free": "-1 0 9TiB 1.5GiB",
 		"limits.rate": "0 0.001 1000000 1000001", "limits.changes": "0/second 1/second 100000/day 100001/day",
 		"limits.handshake_timeout": life, "limits.idle_timeout": life, "limits.call_timeout": life, "limits.stream_age": life,
-		"limits.send_timeout": life, "limits.stop_timeout": life, "limits.request_id_retention": life, "audit.timeout": life,
+		"limits.send_timeout": life, "limits.stop_timeout": life, "limits.request_id_retention": life, "limits.operation_age": life, "operations.retention": life, "audit.timeout": life,
 		"limits.message": "4095 4KiB 1MiB 1048577", "limits.header": "4095 4KiB 1MiB 1048577", "audit.segment": "65535 64KiB 1GiB 1073741825",
 		"audit.keep": "1 0 2 -1", "identity.max_lifetime": "-1s 0s 8760h -1ns",
 	} {

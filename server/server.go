@@ -4,7 +4,6 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -27,10 +26,10 @@ import (
 	"github.com/gortium/hermes-broker/server/idempotency"
 	"github.com/gortium/hermes-broker/server/identity"
 	"github.com/gortium/hermes-broker/server/limits"
+	"github.com/gortium/hermes-broker/server/operation"
 	"github.com/gortium/hermes-broker/server/policy"
 	"github.com/gortium/hermes-broker/server/redact"
 	"github.com/gortium/hermes-broker/server/rootfile"
-	"github.com/gortium/hermes-broker/server/strictyaml"
 )
 
 // Server is a brokerd.
@@ -45,7 +44,8 @@ type Server struct {
 	creds   *identity.Credentials
 	source  identity.Source
 	files   *identity.Files // nil with a Workload API.
-	engine  *docker.Containers
+	ops     *operation.Store
+	engine  *docker.Services
 	health  *health.Server
 	grpc    *grpc.Server
 
@@ -57,17 +57,35 @@ type Server struct {
 // engineService is the health service's name for whatever needs the engine.
 const engineService = "hermes.broker.v1.ContainerService"
 
-// services registers all services there are.
-func services(r grpc.ServiceRegistrar, b brokerv1.BrokerServiceServer, c brokerv1.ContainerServiceServer, h healthv1.HealthServer) {
-	brokerv1.RegisterBrokerServiceServer(r, b)
-	brokerv1.RegisterContainerServiceServer(r, c)
-	healthv1.RegisterHealthServer(r, h)
+// services are all services there are.
+type services struct {
+	broker     brokerv1.BrokerServiceServer
+	containers brokerv1.ContainerServiceServer
+	images     brokerv1.ImageServiceServer
+	engine     brokerv1.EngineServiceServer
+	operations brokerv1.OperationServiceServer
+	health     healthv1.HealthServer
+}
+
+// unimplemented are services that answer nothing.
+var unimplemented = services{
+	brokerv1.UnimplementedBrokerServiceServer{}, brokerv1.UnimplementedContainerServiceServer{}, brokerv1.UnimplementedImageServiceServer{},
+	brokerv1.UnimplementedEngineServiceServer{}, brokerv1.UnimplementedOperationServiceServer{}, healthv1.UnimplementedHealthServer{},
+}
+
+func (s services) register(r grpc.ServiceRegistrar) {
+	brokerv1.RegisterBrokerServiceServer(r, s.broker)
+	brokerv1.RegisterContainerServiceServer(r, s.containers)
+	brokerv1.RegisterImageServiceServer(r, s.images)
+	brokerv1.RegisterEngineServiceServer(r, s.engine)
+	brokerv1.RegisterOperationServiceServer(r, s.operations)
+	healthv1.RegisterHealthServer(r, s.health)
 }
 
 // Methods are the declarations of all methods that brokerd serves.
 func Methods() (*access.Registry, error) {
 	s := grpc.NewServer()
-	services(s, brokerv1.UnimplementedBrokerServiceServer{}, brokerv1.UnimplementedContainerServiceServer{}, healthv1.UnimplementedHealthServer{})
+	unimplemented.register(s)
 	return access.Load(s.GetServiceInfo())
 }
 
@@ -92,11 +110,7 @@ func New(ctx context.Context, cfg *Config) (_ *Server, err error) {
 	if err := s.openState(ctx); err != nil {
 		return nil, err
 	}
-	rules, err := redact.New(values(cfg.Logs.Redact))
-	if err != nil {
-		return nil, err
-	}
-	if s.engine, err = docker.NewContainers(cfg.Engine.Socket.Value, values(cfg.Containers.Labels), rules); err != nil {
+	if err := s.openEngine(); err != nil {
 		return nil, err
 	}
 	frozen, err := freeze.Open(filepath.Join(cfg.State.Value, "freeze.json"))
@@ -114,6 +128,8 @@ func New(ctx context.Context, cfg *Config) (_ *Server, err error) {
 		}, s.now),
 		Freeze:       frozen,
 		Requests:     s.store,
+		Operations:   s.ops,
+		OperationAge: l.OperationAge.Value,
 		Budget:       l.Changes.Value,
 		CallTimeout:  l.CallTimeout.Value,
 		StreamAge:    l.StreamAge.Value,
@@ -127,9 +143,13 @@ func New(ctx context.Context, cfg *Config) (_ *Server, err error) {
 	s.health = health.NewServer()
 	s.health.SetServingStatus(engineService, healthv1.HealthCheckResponse_NOT_SERVING)
 	s.grpc = grpc.NewServer(append(s.chain.Options(), s.options()...)...)
-	services(s.chain.Register(s.grpc), &broker{
-		policy: s.policy.Load, freeze: frozen, methods: s.methods, engine: s.engine.Ping, recheck: s.recheck, now: s.now,
-	}, s.engine, s.health)
+	services{
+		broker: &broker{
+			policy: s.policy.Load, freeze: frozen, methods: s.methods, engine: s.engine.Ping, recheck: s.recheck, now: s.now,
+		},
+		containers: s.engine.Containers, images: s.engine.Images, engine: s.engine.Engine,
+		operations: &operations{store: s.ops, methods: s.methods}, health: s.health,
+	}.register(s.chain.Register(s.grpc))
 	// What is served is what was declared, and nothing besides.
 	if _, err := access.Load(s.grpc.GetServiceInfo()); err != nil {
 		return nil, err
@@ -153,7 +173,29 @@ func (s *Server) openState(ctx context.Context) (err error) {
 		slog.Warn("a change was under way when brokerd stopped; its outcome is unknown", "call", o.Call, "method", o.Method, "resource", o.Resource)
 	}
 	l := &s.cfg.Limits
-	s.store, err = idempotency.Open(filepath.Join(dir, "requests.jsonl"), l.RequestIDRetention.Value, l.RequestIDs.Value, s.now)
+	if s.store, err = idempotency.Open(filepath.Join(dir, "requests.jsonl"), l.RequestIDRetention.Value, l.RequestIDs.Value, s.now); err != nil {
+		return err
+	}
+	s.ops, err = operation.Open(operation.Options{
+		Dir: filepath.Join(dir, "operations"), Retention: s.cfg.Operations.Retention.Value, Kept: s.cfg.Operations.Kept.Value,
+		PerCaller: l.Operations.Value, PerKind: l.OperationsPerKind.Value, Now: s.now,
+	})
+	return err
+}
+
+func (s *Server) openEngine() error {
+	rules, err := redact.New(values(s.cfg.Logs.Redact))
+	if err != nil {
+		return err
+	}
+	registries, err := s.cfg.registries()
+	if err != nil {
+		return fmt.Errorf("registries: %w", err)
+	}
+	s.engine, err = docker.New(docker.Config{
+		Socket: s.cfg.Engine.Socket.Value, Labels: values(s.cfg.Containers.Labels), Redact: rules,
+		Registries: registries, MinFree: int64(s.cfg.Images.MinFree.Value),
+	})
 	return err
 }
 
@@ -274,6 +316,7 @@ func (s *Server) stop() {
 		case <-time.After(time.Second):
 		}
 	}
+	s.chain.WaitForWork(time.Second)
 }
 
 func (s *Server) close() {
@@ -290,68 +333,4 @@ func (s *Server) close() {
 	if s.store != nil {
 		_ = s.store.Close()
 	}
-}
-
-func (s *Server) readPolicy() (*policy.Policy, error) {
-	path := s.cfg.Policy.Value
-	stamp, _ := rootfile.StampOf(path)
-	s.policyStamp = stamp // From before the read: a write in between is seen later.
-	data, err := rootfile.Read(path, rootfile.Options{})
-	if err != nil {
-		return nil, err
-	}
-	p, problems := policy.Parse(path, data, s.methods.Permissions())
-	return p, problems.Err()
-}
-
-// Check says everything that is wrong with a configuration and the files it
-// names, without starting.
-func Check(path string) strictyaml.Problems {
-	var problems strictyaml.Problems
-	note := func(file string, err error) {
-		var more strictyaml.Problems
-		switch {
-		case err == nil:
-		case errors.As(err, &more):
-			problems = append(problems, more...)
-		default:
-			problems.Add(file, strictyaml.Pos{}, "%v", err)
-		}
-	}
-	cfg, err := LoadConfig(path)
-	note(path, err)
-	s := &Server{cfg: cfg, now: time.Now}
-	if s.methods, err = Methods(); err != nil {
-		note("brokerd", err)
-		return problems
-	}
-	if cfg == nil {
-		return problems
-	}
-	p, err := s.readPolicy()
-	note(cfg.Policy.Value, err)
-	if cfg.Identity.WorkloadAPI.Value != "" || cfg.Identity.Certificate.Value == "" {
-		return problems
-	}
-	files, err := identity.NewFiles(cfg.Identity.paths())
-	if err != nil {
-		note(cfg.Identity.Certificate.Value, err)
-		return problems
-	}
-	svid, _ := files.GetX509SVID()
-	if p != nil && svid.ID.TrustDomain().Name() != p.TrustDomain {
-		note(cfg.Identity.Certificate.Value, fmt.Errorf("is of the trust domain %s, the policy of %s", svid.ID.TrustDomain().Name(), p.TrustDomain))
-	}
-	return problems
-}
-
-// LoadConfig reads a configuration file. With problems in the file it returns
-// what could be read and a strictyaml.Problems.
-func LoadConfig(path string) (*Config, error) {
-	data, err := rootfile.Read(path, rootfile.Options{})
-	if err != nil {
-		return nil, err
-	}
-	cfg, problems := ParseConfig(path, data)
-	return cfg, problems.Err()
 }

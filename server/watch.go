@@ -8,8 +8,10 @@ import (
 
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
+	brokerv1 "github.com/gortium/hermes-broker/api/brokerv1"
 	"github.com/gortium/hermes-broker/server/audit"
 	"github.com/gortium/hermes-broker/server/identity"
+	"github.com/gortium/hermes-broker/server/operation"
 	"github.com/gortium/hermes-broker/server/rootfile"
 )
 
@@ -94,6 +96,9 @@ func (s *Server) watchCalls(ctx context.Context) {
 		if n%30 == 0 { // A Workload API changes the bundle without a word.
 			s.creds.Reverify()
 		}
+		if n%60 == 0 {
+			s.ops.Sweep()
+		}
 		if err := s.audit.Healthy(); (err == nil) != healthy {
 			healthy = err == nil
 			slog.Error("the audit trail", "healthy", healthy, "error", err)
@@ -121,12 +126,39 @@ func (s *Server) watchEngine(ctx context.Context) {
 				status = healthv1.HealthCheckResponse_SERVING
 			}
 			s.health.SetServingStatus(engineService, status)
+			if up {
+				s.lookBack(ctx)
+			}
 			slog.Info("container engine", "available", up)
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		}
+	}
+}
+
+// lookBack looks on the engine for what interrupted operations have left there.
+func (s *Server) lookBack(ctx context.Context) {
+	for _, o := range s.ops.List() {
+		v := o.View()
+		if v.GetState() != operation.Interrupted || v.GetAftermath() != brokerv1.Aftermath_AFTERMATH_UNSPECIFIED || v.GetMethod() != "ImageService/Pull" {
+			continue
+		}
+		look, cancel := context.WithTimeout(ctx, 5*time.Second)
+		present, err := s.engine.Present(look, v.GetTarget())
+		cancel()
+		if err != nil {
+			slog.Warn("what an interrupted operation has left is not known yet", "operation", v.GetName(), "error", err)
+			continue
+		}
+		found := brokerv1.Aftermath_AFTERMATH_NONE
+		if present {
+			found = brokerv1.Aftermath_AFTERMATH_COMPLETE
+		}
+		if err := o.Found(found); err != nil {
+			slog.Error("what an interrupted operation has left cannot be written down", "operation", v.GetName(), "error", err)
 		}
 	}
 }

@@ -23,23 +23,6 @@ type Containers struct {
 	redact *redact.Rules
 }
 
-// NewContainers makes the service. It does not talk to the engine yet. labels
-// are the label keys whose values callers may see.
-func NewContainers(socket string, labels []string, rules *redact.Rules) (*Containers, error) {
-	allowed := map[string]bool{}
-	for _, l := range labels {
-		allowed[l] = true
-	}
-	e, err := newEngine(socket, allowed)
-	if err != nil {
-		return nil, err
-	}
-	return &Containers{engine: e, redact: rules}, nil
-}
-
-// Ping asks the engine whether it is there, and for its API version.
-func (s *Containers) Ping(ctx context.Context) (string, error) { return s.engine.ping(ctx) }
-
 var nameSyntax = regexp.MustCompile(`^` + namePattern + `$`)
 
 // find is the container of this very name. The engine would take an ID, a prefix
@@ -50,7 +33,7 @@ func (s *Containers) find(ctx context.Context, name string) (*inspected, error) 
 	}
 	c, err := s.engine.inspect(ctx, name)
 	if err != nil {
-		return nil, engineFault(ctx, err, name)
+		return nil, containerFault(ctx, err, name)
 	}
 	if c.name != name {
 		return nil, notFound(name)
@@ -70,7 +53,9 @@ func (s *Containers) InspectContainer(ctx context.Context, req *brokerv1.Inspect
 		return nil, err
 	}
 	// An image may be gone while its container is still there.
-	if c.view.ImageDigests, err = s.engine.imageDigests(ctx, c.imageID); err != nil {
+	if img, err := s.engine.image(ctx, c.imageID); err == nil {
+		c.view.ImageDigests = img.digests
+	} else {
 		call.Note(ctx, "image digests: "+err.Error())
 	}
 	if !req.GetIncludeMountSources() {
@@ -155,7 +140,7 @@ func (s *Containers) change(ctx context.Context, name string, validateOnly bool,
 		return nil, err
 	}
 	if err := act(ctx, c); err != nil {
-		return nil, engineFault(ctx, err, name)
+		return nil, containerFault(ctx, err, name)
 	}
 	status.State = brokerv1.ContainerState_CONTAINER_STATE_UNSPECIFIED
 	if after, err := s.engine.inspect(ctx, c.name); err == nil && after.id == c.id {
@@ -214,7 +199,7 @@ func (s *Containers) Wait(ctx context.Context, req *brokerv1.WaitRequest) (*brok
 	case ctx.Err() == nil && errors.Is(waiting.Err(), context.DeadlineExceeded):
 		return &brokerv1.WaitResponse{}, nil
 	}
-	return nil, engineFault(ctx, err, req.GetContainer())
+	return nil, containerFault(ctx, err, req.GetContainer())
 }
 
 // ContainerStats implements brokerv1.ContainerServiceServer.
@@ -229,7 +214,7 @@ func (s *Containers) ContainerStats(req *brokerv1.ContainerStatsRequest, stream 
 	}
 	all, err := s.engine.stats(ctx, c.id, !req.GetOneShot())
 	if err != nil {
-		return engineFault(ctx, err, req.GetContainer())
+		return containerFault(ctx, err, req.GetContainer())
 	}
 	defer all.close()
 	for {
@@ -238,7 +223,7 @@ func (s *Containers) ContainerStats(req *brokerv1.ContainerStatsRequest, stream 
 			return nil
 		}
 		if err != nil {
-			return engineFault(ctx, err, req.GetContainer())
+			return containerFault(ctx, err, req.GetContainer())
 		}
 		if err := stream.Send(sample); err != nil {
 			return err

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	brokerv1 "github.com/gortium/hermes-broker/api/brokerv1"
+	"github.com/gortium/hermes-broker/server/page"
 )
 
 // converter turns the engine's answers into the broker's. It copies what the
@@ -24,8 +25,8 @@ type converter struct {
 	labels map[string]bool
 }
 
-func (c converter) list(all []container.Summary) []*listed {
-	out := make([]*listed, 0, len(all))
+func (c converter) list(all []container.Summary) []page.Item[*brokerv1.Container] {
+	out := make([]page.Item[*brokerv1.Container], 0, len(all))
 	for i := range all {
 		s := &all[i]
 		name := ownName(s.Names)
@@ -33,7 +34,7 @@ func (c converter) list(all []container.Summary) []*listed {
 			continue // Being created or removed: it cannot be asked for either.
 		}
 		state := stateOf(s.State)
-		out = append(out, &listed{created: s.Created, Container: &brokerv1.Container{
+		out = append(out, page.Item[*brokerv1.Container]{Key: page.Newest(time.Unix(s.Created, 0), s.ID), Value: &brokerv1.Container{
 			Name:       name,
 			Id:         s.ID,
 			Image:      s.Image,
@@ -46,11 +47,7 @@ func (c converter) list(all []container.Summary) []*listed {
 			Labels:     c.allowed(s.Labels),
 		}})
 	}
-	// The engine's own order, newest first, made stable for pages.
-	slices.SortFunc(out, func(a, b *listed) int {
-		return cmp.Or(cmp.Compare(b.created, a.created), cmp.Compare(a.Id, b.Id))
-	})
-	return out
+	return page.Sort(out)
 }
 
 // ownName is the container's name among its names: links add "/other/alias".

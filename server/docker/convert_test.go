@@ -107,8 +107,8 @@ func TestOnlyTheseFieldsComeOut(t *testing.T) {
 		t.Fatal("nothing was planted")
 	}
 	t.Run("list", func(t *testing.T) {
-		wantOut(t, converter{}.list([]container.Summary{summary})[0], listFields...)
-		wantOut(t, labels.list([]container.Summary{summary})[0], append(slices.Clone(listFields), "Labels.KEY", "Labels{}")...)
+		wantOut(t, converter{}.list([]container.Summary{summary})[0].Value, listFields...)
+		wantOut(t, labels.list([]container.Summary{summary})[0].Value, append(slices.Clone(listFields), "Labels.KEY", "Labels{}")...)
 	})
 	inspect := func(c converter, edit func(*container.InspectResponse)) *brokerv1.InspectContainerResponse {
 		t.Helper()
@@ -155,7 +155,9 @@ func TestMountSourcesNeedAsking(t *testing.T) {
 	in.Name = "/web"
 	s := service(func(e *engine) {
 		e.inspect = func(context.Context, string) (*inspected, error) { return converter{}.inspect(in) }
-		e.imageDigests = func(context.Context, string) ([]string, error) { return []string{"web@sha256:1"}, nil }
+		e.image = func(context.Context, string) (*localImage, error) {
+			return &localImage{digests: []string{"web@sha256:1"}}, nil
+		}
 	})
 	for _, ask := range []bool{false, true} {
 		view, err := s.InspectContainer(t.Context(), &brokerv1.InspectContainerRequest{Container: "web", IncludeMountSources: ask})
@@ -184,7 +186,8 @@ func TestListConverts(t *testing.T) {
 		{ID: id("1"), Names: []string{"/only/alias"}, State: "created", Created: 1},
 	})
 	var lines []string
-	for _, c := range got {
+	for _, k := range got {
+		c := k.Value
 		lines = append(lines, fmt.Sprint(c.GetName(), " ", c.GetId()[:1], " ", strings.TrimPrefix(c.GetState().String(), "CONTAINER_STATE_"), " ", c.GetStateText(), " ",
 			strings.TrimPrefix(c.GetHealth().String(), "CONTAINER_HEALTH_")))
 	}
@@ -195,7 +198,7 @@ func TestListConverts(t *testing.T) {
 	if !slices.Equal(lines, want) {
 		t.Errorf("got  %q\nwant %q", lines, want)
 	}
-	if l := got[2].GetLabels(); len(l) != 1 || l["ok"] != "x\uFFFD" {
+	if l := got[2].Value.GetLabels(); len(l) != 1 || l["ok"] != "x\uFFFD" {
 		t.Errorf("labels %q", l)
 	}
 	for state, want := range states {

@@ -35,7 +35,7 @@ func (s *Containers) ContainerLogs(req *brokerv1.ContainerLogsRequest, stream br
 	}
 	raw, err := s.engine.logs(ctx, c.id, q)
 	if err != nil {
-		return engineFault(ctx, err, req.GetContainer())
+		return containerFault(ctx, err, req.GetContainer())
 	}
 	body := gather(raw)
 	defer body.Close()
@@ -50,7 +50,7 @@ func (s *Containers) ContainerLogs(req *brokerv1.ContainerLogsRequest, stream br
 		err = failed
 	}
 	if err != nil {
-		return engineFault(ctx, err, req.GetContainer())
+		return containerFault(ctx, err, req.GetContainer())
 	}
 	return nil
 }

@@ -1,11 +1,12 @@
 // Package docker is the broker's hand on the container engine.
 //
 // What it can ask of the engine is the struct engine, a table of functions made
-// in one constructor; the SDK's client, which could do everything, never leaves
-// that constructor, so the linker drops what the table does not name. What it
-// then sends goes through a transport that knows the same requests once more, by
-// method, path and query (transport.go), and lets a change through only with a
-// recorded intent. No type of the SDK leaves sdk.go and convert.go.
+// in newEngine and the two constructors it calls (image_sdk.go, engine_sdk.go);
+// the SDK's client, which could do everything, never leaves them, so the linker
+// drops what the table does not name. What it then sends goes through a transport
+// that knows the same requests once more, by method, path and query
+// (transport.go), and lets a change through only with a recorded intent. No type
+// of the SDK leaves the files whose names end in sdk.go and convert.go.
 package docker
 
 import (
@@ -20,28 +21,28 @@ import (
 	"github.com/docker/docker/client"
 
 	brokerv1 "github.com/gortium/hermes-broker/api/brokerv1"
+	"github.com/gortium/hermes-broker/server/page"
 )
 
 // engine is everything the broker can ask of the container engine.
 type engine struct {
-	ping         func(ctx context.Context) (apiVersion string, err error)
-	list         func(ctx context.Context) ([]*listed, error)
-	inspect      func(ctx context.Context, name string) (*inspected, error)
-	imageDigests func(ctx context.Context, imageID string) ([]string, error)
-	logs         func(ctx context.Context, id string, q logQuery) (io.ReadCloser, error)
-	stats        func(ctx context.Context, id string, stream bool) (samples, error)
-	wait         func(ctx context.Context, id string, removed bool) (exitCode int64, err error)
+	containerCalls
+	imageCalls
+	engineCalls
+}
+
+// containerCalls are about containers.
+type containerCalls struct {
+	list    func(ctx context.Context) ([]page.Item[*brokerv1.Container], error)
+	inspect func(ctx context.Context, name string) (*inspected, error)
+	logs    func(ctx context.Context, id string, q logQuery) (io.ReadCloser, error)
+	stats   func(ctx context.Context, id string, stream bool) (samples, error)
+	wait    func(ctx context.Context, id string, removed bool) (exitCode int64, err error)
 
 	start   func(ctx context.Context, id string) error
 	stop    func(ctx context.Context, id string, graceSeconds *int) error
 	restart func(ctx context.Context, id string, graceSeconds *int) error
 	remove  func(ctx context.Context, id string, force bool) error
-}
-
-// listed is a container of a list, with what orders it.
-type listed struct {
-	*brokerv1.Container
-	created int64
 }
 
 // inspected is one container, as far as the broker looks.
@@ -76,13 +77,12 @@ func newEngine(socket string, labels map[string]bool) (*engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("engine client: %w", err)
 	}
-	conv := converter{labels: labels}
-	return &engine{
-		ping: func(ctx context.Context) (string, error) {
-			p, err := cli.Ping(ctx)
-			return p.APIVersion, err
-		},
-		list: func(ctx context.Context) ([]*listed, error) {
+	return &engine{newContainerCalls(cli, converter{labels: labels}), newImageCalls(cli), newEngineCalls(cli)}, nil
+}
+
+func newContainerCalls(cli *client.Client, conv converter) containerCalls {
+	return containerCalls{
+		list: func(ctx context.Context) ([]page.Item[*brokerv1.Container], error) {
 			all, err := cli.ContainerList(ctx, container.ListOptions{All: true})
 			return conv.list(all), err
 		},
@@ -92,10 +92,6 @@ func newEngine(socket string, labels map[string]bool) (*engine, error) {
 				return nil, err
 			}
 			return conv.inspect(c)
-		},
-		imageDigests: func(ctx context.Context, imageID string) ([]string, error) {
-			img, err := cli.ImageInspect(ctx, imageID)
-			return img.RepoDigests, err
 		},
 		logs: func(ctx context.Context, id string, q logQuery) (io.ReadCloser, error) {
 			return cli.ContainerLogs(ctx, id, logsOptions(q))
@@ -136,5 +132,5 @@ func newEngine(socket string, labels map[string]bool) (*engine, error) {
 		remove: func(ctx context.Context, id string, force bool) error {
 			return cli.ContainerRemove(ctx, id, container.RemoveOptions{Force: force})
 		},
-	}, nil
+	}
 }

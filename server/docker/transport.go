@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"regexp"
-	"slices"
 	"strings"
 	"time"
 
@@ -17,36 +16,70 @@ import (
 // route is one request that may go to the engine. Everything else stays here.
 type route struct {
 	method string
-	path   *regexp.Regexp // Of the path behind the API version.
-	query  []string       // Keys that may be set.
-	change bool           // Needs a recorded intent.
+	path   *regexp.Regexp            // Of the path behind the API version.
+	query  map[string]*regexp.Regexp // Keys that may be set, to what.
+	must   []string                  // Keys that must be set: without them the engine does more.
+	change bool                      // Needs a recorded intent.
+	auth   bool                      // May carry a registry's credentials.
 }
 
 const (
-	idPattern   = `[0-9a-f]{64}`
-	namePattern = `[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}`
+	idPattern     = `[0-9a-f]{64}`
+	namePattern   = `[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}`
+	digestPattern = `sha256:` + idPattern
+	tagPattern    = `[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127}`
+	// repositoryPattern is a canonical one: a registry and at least one part.
+	repositoryPattern = `[a-z0-9]+([.-][a-z0-9]+)*(:[1-9][0-9]{0,4})?(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)+`
+	referencePattern  = repositoryPattern + `(:` + tagPattern + `|@` + digestPattern + `)`
+	cachePattern      = `[a-z0-9]{1,64}`
 )
 
-func path(p string) *regexp.Regexp {
-	return regexp.MustCompile(`^` + strings.NewReplacer("{id}", idPattern, "{name}", namePattern, "{image}", "sha256:"+idPattern).Replace(p) + `$`)
+var spelled = strings.NewReplacer("{id}", idPattern, "{name}", namePattern, "{image}", digestPattern, "{reference}", referencePattern,
+	"{repository}", repositoryPattern, "{tag}", tagPattern, "{cache}", cachePattern, "{time}", `[0-9]{1,11}(\.[0-9]{1,9})?`)
+
+// only matches all of a text.
+func only(pattern string) *regexp.Regexp {
+	return regexp.MustCompile(`^(?:` + spelled.Replace(pattern) + `)$`)
+}
+
+// keys are query keys and what they may be set to.
+func keys(pairs ...string) map[string]*regexp.Regexp {
+	m := map[string]*regexp.Regexp{}
+	for i := 0; i < len(pairs); i += 2 {
+		m[pairs[i]] = only(pairs[i+1])
+	}
+	return m
 }
 
 // routes is the list.
 var routes = []route{
-	{method: "HEAD", path: path(`/_ping`)},
-	{method: "GET", path: path(`/_ping`)},
-	{method: "GET", path: path(`/containers/json`), query: []string{"all"}},
-	{method: "GET", path: path(`/containers/{name}/json`)},
-	{method: "GET", path: path(`/images/{image}/json`)},
-	{method: "GET", path: path(`/containers/{id}/logs`), query: []string{"stdout", "stderr", "since", "until", "timestamps", "follow", "tail"}},
-	{method: "GET", path: path(`/containers/{id}/stats`), query: []string{"stream"}},
+	{method: "HEAD", path: only(`/_ping`)},
+	{method: "GET", path: only(`/_ping`)},
+	{method: "GET", path: only(`/version`)},
+	{method: "GET", path: only(`/info`)},
+	{method: "GET", path: only(`/system/df`)},
+	{method: "GET", path: only(`/events`), query: keys("since", `{time}`, "until", `{time}`)},
+	{method: "GET", path: only(`/networks`)},
+	{method: "GET", path: only(`/volumes`)},
+	{method: "GET", path: only(`/containers/json`), query: keys("all", `1`)},
+	{method: "GET", path: only(`/containers/{name}/json`)},
+	{method: "GET", path: only(`/containers/{id}/logs`), query: keys("stdout", `1`, "stderr", `1`, "since", `{time}`, "until", `{time}`, "timestamps", `1`, "follow", `1`, "tail", `all|[0-9]+`)},
+	{method: "GET", path: only(`/containers/{id}/stats`), query: keys("stream", `0|1`)},
 	// A wait changes nothing, although the engine has it as a POST.
-	{method: "POST", path: path(`/containers/{id}/wait`), query: []string{"condition"}},
-	{method: "POST", path: path(`/containers/{id}/start`), change: true},
-	{method: "POST", path: path(`/containers/{id}/stop`), query: []string{"t"}, change: true},
-	{method: "POST", path: path(`/containers/{id}/restart`), query: []string{"t"}, change: true},
+	{method: "POST", path: only(`/containers/{id}/wait`), query: keys("condition", `not-running|removed`)},
+	{method: "POST", path: only(`/containers/{id}/start`), change: true},
+	{method: "POST", path: only(`/containers/{id}/stop`), query: keys("t", `[0-9]+`), change: true},
+	{method: "POST", path: only(`/containers/{id}/restart`), query: keys("t", `[0-9]+`), change: true},
 	// No v: volumes stay. No link.
-	{method: "DELETE", path: path(`/containers/{id}`), query: []string{"force"}, change: true},
+	{method: "DELETE", path: only(`/containers/{id}`), query: keys("force", `1`), change: true},
+	{method: "GET", path: only(`/images/json`)},
+	{method: "GET", path: only(`/images/(?:{image}|{reference})/json`)},
+	{method: "GET", path: only(`/distribution/{reference}/json`), auth: true},
+	// No fromSrc, repo, changes: nothing is imported. No platform.
+	{method: "POST", path: only(`/images/create`), query: keys("fromImage", `{repository}`, "tag", `{tag}|{image}`), must: []string{"fromImage", "tag"}, change: true, auth: true},
+	{method: "DELETE", path: only(`/images/(?:{image}|{reference})`), query: keys("force", `1`), change: true},
+	// One record of the build cache, by its ID.
+	{method: "POST", path: only(`/build/prune`), query: keys("all", `1`, "filters", `\{"id":\{"{cache}":true\}\}`), must: []string{"filters"}, change: true},
 }
 
 var (
@@ -97,8 +130,17 @@ func admit(r *http.Request) error {
 		if r.URL.RawPath != "" || r.Header.Get("Upgrade") != "" || r.Header.Get("Connection") != "" || (r.Body != nil && r.Body != http.NoBody) {
 			break
 		}
-		for key := range r.URL.Query() {
-			if !slices.Contains(rt.query, key) {
+		if r.Header.Get("X-Registry-Auth") != "" && !rt.auth {
+			break
+		}
+		query := r.URL.Query()
+		for _, key := range rt.must {
+			if !query.Has(key) {
+				return fmt.Errorf("%w: %s %s without %q", errForbidden, r.Method, r.URL.Path, key)
+			}
+		}
+		for key, values := range query {
+			if allowed := rt.query[key]; allowed == nil || len(values) != 1 || !allowed.MatchString(values[0]) {
 				return fmt.Errorf("%w: %s %s with %q", errForbidden, r.Method, r.URL.Path, key)
 			}
 		}

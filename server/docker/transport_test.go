@@ -10,9 +10,11 @@ import (
 
 	"github.com/docker/docker/api/types/build"
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/events"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/api/types/network"
+	"github.com/docker/docker/api/types/registry"
 	"github.com/docker/docker/api/types/swarm"
 	"github.com/docker/docker/api/types/volume"
 	"github.com/docker/docker/client"
@@ -27,6 +29,9 @@ const someID = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
 type leave struct{}
 
 func (leave) Visible(string) bool                  { return true }
+func (leave) Permits(string, string) bool          { return true }
+func (leave) Denied(string) bool                   { return false }
+func (leave) Others() bool                         { return false }
 func (leave) Intend(context.Context, string) error { return nil }
 func (leave) Note(string)                          {}
 func (leave) Caller() call.Caller                  { return call.Caller{} }
@@ -50,6 +55,7 @@ func recorded(t *testing.T) *testhost.Recorder {
 	}
 	t.Cleanup(func() { r.Close() })
 	r.Script("/", testhost.Answer(map[string]any{"Id": someID, "ID": someID}))
+	r.Script("HEAD /_ping", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Api-Version", "1.41") })
 	return r
 }
 
@@ -107,7 +113,35 @@ func TestNothingElseLeaves(t *testing.T) {
 		"image import": func() error {
 			return one(cli.ImageImport(ctx, image.ImportSource{Source: strings.NewReader("x"), SourceName: "-"}, "x", image.ImportOptions{}))
 		},
-		"image pull":        func() error { return one(cli.ImagePull(ctx, "alpine", image.PullOptions{})) },
+		"image pull of all tags":   func() error { return one(cli.ImagePull(ctx, "alpine", image.PullOptions{All: true})) },
+		"image pull of a platform": func() error { return one(cli.ImagePull(ctx, "alpine", image.PullOptions{Platform: "linux/s390x"})) },
+		"image create":             func() error { return one(cli.ImageCreate(ctx, "alpine", image.CreateOptions{Platform: "linux/arm64"})) },
+		"image inspect by name":    func() error { return one(cli.ImageInspect(ctx, "alpine")) },
+		"image list with filter":   func() error { return one(cli.ImageList(ctx, image.ListOptions{All: true})) },
+		"image remove without parents": func() error {
+			return one(cli.ImageRemove(ctx, "docker.io/library/alpine:latest", image.RemoveOptions{}))
+		},
+		"prune images":                func() error { return one(cli.ImagesPrune(ctx, filters.Args{})) },
+		"prune volumes":               func() error { return one(cli.VolumesPrune(ctx, filters.Args{})) },
+		"prune networks":              func() error { return one(cli.NetworksPrune(ctx, filters.Args{})) },
+		"prune the whole build cache": func() error { return one(cli.BuildCachePrune(ctx, build.CachePruneOptions{All: true})) },
+		"prune old build cache": func() error {
+			return one(cli.BuildCachePrune(ctx, build.CachePruneOptions{Filters: filters.NewArgs(filters.Arg("until", "1h"))}))
+		},
+		"distribution of a short name": func() error { return one(cli.DistributionInspect(ctx, "alpine", "")) },
+		"credentials elsewhere":        func() error { return one(cli.RegistryLogin(ctx, registry.AuthConfig{Username: "x"})) },
+		"events with filter": func() error {
+			messages, failed := cli.Events(ctx, events.ListOptions{Filters: filters.NewArgs(filters.Arg("type", "container"))})
+			select {
+			case <-messages:
+				return nil
+			case err := <-failed:
+				return err
+			}
+		},
+		"network inspect":   func() error { return one(cli.NetworkInspect(ctx, "n", network.InspectOptions{})) },
+		"network remove":    func() error { return cli.NetworkRemove(ctx, "n") },
+		"volume inspect":    func() error { return one(cli.VolumeInspect(ctx, "v")) },
 		"image push":        func() error { return one(cli.ImagePush(ctx, "alpine", image.PushOptions{RegistryAuth: "e30="})) },
 		"image tag":         func() error { return cli.ImageTag(ctx, "alpine", "other") },
 		"image build":       func() error { return one(cli.ImageBuild(ctx, strings.NewReader("x"), build.ImageBuildOptions{})) },
@@ -117,7 +151,6 @@ func TestNothingElseLeaves(t *testing.T) {
 		"network connect":   func() error { return cli.NetworkConnect(ctx, "n", someID, nil) },
 		"volume create":     func() error { return one(cli.VolumeCreate(ctx, volume.CreateOptions{})) },
 		"volume remove":     func() error { return cli.VolumeRemove(ctx, "v", true) },
-		"info":              func() error { return one(cli.Info(ctx)) },
 		"swarm init":        func() error { return one(cli.SwarmInit(ctx, swarm.InitRequest{})) },
 		"secret create":     func() error { return one(cli.SecretCreate(ctx, swarm.SecretSpec{})) },
 		"session":           func() error { return one(cli.DialHijack(ctx, "/session", "h2c", nil)) },
@@ -141,7 +174,17 @@ func TestForbiddenSpellings(t *testing.T) {
 		"POST /containers/" + someID + "/exec", "POST /v1.41/exec/" + someID + "/start", "POST /containers/" + someID + "/attach",
 		"GET /containers/" + someID + "/attach/ws", "GET /containers/" + someID + "/archive?path=/etc", "PUT /containers/" + someID + "/archive?path=/",
 		"GET /containers/" + someID + "/export", "POST /commit?container=x", "GET /images/get", "GET /images/alpine/get", "POST /images/load",
-		"POST /images/create?fromImage=x", "POST /build", "POST /session", "GET /system/df", "GET /events", "POST /containers/create",
+		"POST /images/create?fromImage=x", "POST /build", "POST /session", "POST /containers/create",
+		"POST /images/create?fromSrc=-", "POST /images/create?fromImage=docker.io/library/alpine&tag=latest&repo=x", "POST /images/create?fromImage=docker.io/library/alpine&tag=latest&fromSrc=-",
+		"POST /images/create?fromImage=docker.io/library/alpine&tag=latest&changes=USER+root", "POST /images/create?fromImage=docker.io/library/alpine&fromImage=x",
+		"POST /images/create?fromImage=http://198.51.100.7/x&tag=1", "POST /images/create?fromImage=docker.io/../x&tag=1", "POST /images/create?fromImage=docker.io/library/alpine&tag=a/b",
+		"POST /images/create?fromImage=docker.io/library/alpine:latest&tag=1", "POST /images/docker.io/library/alpine:latest/tag?repo=x", "POST /images/docker.io/library/alpine:latest/push",
+		"GET /images/docker.io/library/alpine:latest/get", "GET /images/docker.io/library/alpine:latest/history", "GET /images/docker.io/library/json", "GET /images/search?term=x",
+		"DELETE /images/alpine", "DELETE /images/" + someID, "DELETE /images/docker.io/library/alpine:latest?noprune=1", "DELETE /images/docker.io/library/alpine:latest?force=true",
+		"DELETE /images/docker.io/library/../alpine:latest", "DELETE /images/docker.io%2flibrary%2falpine:latest", "GET /distribution/alpine/json", "GET /distribution/docker.io/library/alpine:latest/json?x=1",
+		"GET /system/df?type=volume", "GET /events?filters=x", "GET /events?since=now", "GET /events?since=1&since=2", "GET /info?x=1", "GET /networks?filters=x", "GET /networks/n", "GET /volumes/v", "DELETE /volumes/v",
+		"DELETE /networks/n", "POST /build/prune?all=1&filters={}", "POST /build/prune?filters={\"until\":{\"1h\":true}}", "POST /build/prune?filters={\"id\":{\"a\":true,\"b\":true}}", "POST /build/prune?keep-storage=1", "POST /build/prune", "POST /build/prune?all=1", "POST /images/create?fromImage=docker.io/library/alpine", "POST /images/create?tag=latest",
+		"POST /images/prune", "POST /volumes/prune", "POST /networks/prune", "POST /containers/prune", "GET /swarm", "GET /secrets", "GET /configs", "GET /plugins", "GET /tasks",
 		"POST /v1.41/containers/" + someID + "/restart/exec", "POST /containers/" + someID + "/../" + someID + "/restart", "POST /v1.41//containers/" + someID + "/restart",
 		"POST /containers/" + strings.ToUpper(someID) + "/restart", "POST /containers/" + someID[:12] + "/restart", "POST /containers/" + someID + "0/restart",
 		"POST /containers/%30" + someID[1:] + "/restart", "POST /containers/" + someID + "%2Frestart", "DELETE /containers/" + someID + "?v=1",
@@ -163,7 +206,9 @@ func TestForbiddenSpellings(t *testing.T) {
 	upgrade.Header.Set("Connection", "Upgrade")
 	upgrade.Header.Set("Upgrade", "tcp")
 	body, _ := http.NewRequestWithContext(intended(t), "POST", "http://engine/containers/"+someID+"/start", strings.NewReader(`{"Binds":["/:/host"]}`))
-	for _, req := range []*http.Request{upgrade, body} {
+	auth, _ := http.NewRequestWithContext(intended(t), "GET", "http://engine/info", nil)
+	auth.Header.Set("X-Registry-Auth", "e30=")
+	for _, req := range []*http.Request{upgrade, body, auth} {
 		if _, err := cli.Do(req); !errors.Is(err, errForbidden) {
 			t.Errorf("%v: %v", req.Header, err)
 		}
@@ -187,6 +232,19 @@ func TestNoChangeWithoutIntent(t *testing.T) {
 		"stop":    func(ctx context.Context) error { return e.stop(ctx, someID, nil) },
 		"restart": func(ctx context.Context) error { return e.restart(ctx, someID, nil) },
 		"remove":  func(ctx context.Context) error { return e.remove(ctx, someID, true) },
+		"pull": func(ctx context.Context) error {
+			body, err := e.pull(ctx, "docker.io/library/alpine:latest", "")
+			if err == nil {
+				body.Close()
+			}
+			return err
+		},
+		"remove an image": func(ctx context.Context) error {
+			_, err := e.removeImage(ctx, "docker.io/library/alpine:latest", true)
+			return err
+		},
+		"remove an image by ID":  func(ctx context.Context) error { _, err := e.removeImage(ctx, "sha256:"+someID, false); return err },
+		"remove the build cache": func(ctx context.Context) error { _, err := e.removeCache(ctx, "abc123"); return err },
 	} {
 		if err := do(ctx); !errors.Is(err, errNoIntent) {
 			t.Errorf("%s: %v", name, err)
@@ -203,4 +261,16 @@ func TestNoChangeWithoutIntent(t *testing.T) {
 	if err := e.restart(intended(t), someID, nil); err != nil {
 		t.Errorf("with an intent: %v", err)
 	}
+	if _, err := e.removeCache(intended(t), "abc123"); err != nil {
+		t.Errorf("with an intent: %v", err)
+	}
+	engine.Script("DELETE /", testhost.Answer([]any{}))
+	if _, err := e.removeImage(intended(t), "docker.io/library/alpine@sha256:"+someID, true); err != nil {
+		t.Errorf("with an intent: %v", err)
+	}
+	body, err := e.pull(intended(t), "127.0.0.1:5000/team/app:1", "e30=")
+	if err != nil {
+		t.Fatalf("with an intent: %v", err)
+	}
+	body.Close()
 }
