@@ -61,6 +61,13 @@ func TestReadmeFiles(t *testing.T) {
 		{hermes, "broker.unfreeze", "broker", false},
 		{alice, "broker.unfreeze", "broker", true},
 		{alice, "containers.restart", "containers/hermes", true},
+		{hermes, "images.pull", "images/docker.io/ollama/ollama:latest", true},
+		{hermes, "images.pull", "images/docker.io/library/alpine:latest", false},
+		{hermes, "images.remove", "images/docker.io/ollama/ollama:latest", false},
+		{hermes, "engine.prune", "engine", false},
+		{hermes, "operations.get_others", "operations/x", false},
+		{alice, "operations.get_others", "operations/x", true},
+		{alice, "images.remove", "images/sha256:0", true},
 	} {
 		if got := p.Decide(want.caller, want.permission, want.resource).Allowed; got != want.allowed {
 			t.Errorf("%s, %s on %s: %v", want.caller, want.permission, want.resource, got)

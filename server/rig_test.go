@@ -85,7 +85,7 @@ func newRig(t testing.TB, policyText string, edit func(*Config)) *rig {
 	}
 	t.Cleanup(func() { engine.Close() })
 	r.engine = engine
-	engine.Script("HEAD /_ping", testhost.Answer(""))
+	engine.Script("HEAD /_ping", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Api-Version", "1.41") })
 	engine.Script("GET /_ping", testhost.Answer("OK"))
 	r.writePolicy(policyText)
 	r.issue("server")

@@ -194,6 +194,9 @@ func TestOperationThatFails(t *testing.T) {
 	<-p.begun
 	p.fail(io.EOF)
 	wantEvents(t, s, "1 operation, INTERNAL")
+	if rec := r.records(4)[3]; !strings.Contains(rec.Detail, "without a result") {
+		t.Errorf("%+v", rec)
+	}
 }
 
 // TestOperationNeedsAnIntent: what fails before it is no operation and leaves the
@@ -313,6 +316,7 @@ func TestSameRequestAgain(t *testing.T) {
 	wantEvents(t, r.pull(t.Context(), &brokerv1.PullRequest{RequestId: id, Image: "debian"}), "REQUEST_ID_REUSED")
 	wantEvents(t, r.pull(t.Context(), &brokerv1.PullRequest{RequestId: id, Detach: true}), "1 operation, OK")
 	hangUp()
+	r.active(2) // The work and the second stream: what the first one's end does is done.
 	p.progress(2)
 	p.finish()
 	wantEvents(t, second, "3 progress 2, 4 result done, OK")
