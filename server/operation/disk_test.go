@@ -63,9 +63,11 @@ func TestFullDisk(t *testing.T) {
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
-	if o := begin(t, s, 2, nil); o.Append(text("step")) != nil || o.View().GetLastSequence() != 2 {
+	next := begin(t, s, 2, nil)
+	if next.Append(text("step")) != nil || next.View().GetLastSequence() != 2 {
 		t.Error("it does not go on when there is room")
 	}
+	succeed(t, next)
 	// What the disk did not take is interrupted after a restart, never succeeded.
 	if v := open(t, dir, nil).Get("operations/" + id(1)).View(); v.GetState() != Interrupted {
 		t.Errorf("%v", v)
