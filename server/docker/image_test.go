@@ -142,6 +142,19 @@ func TestRemoveImage(t *testing.T) {
 	}
 }
 
+// TestAnotherImageThanWasNamed: an engine that answers with an image of another
+// name is not believed.
+func TestAnotherImageThanWasNamed(t *testing.T) {
+	s := someStore()
+	s.containers = nil
+	images := s.service()
+	images.engine.image = func(context.Context, string) (*localImage, error) { return s.images[0], nil }
+	_, err := images.RemoveImage(call.With(t.Context(), leave{}), &brokerv1.RemoveImageRequest{Image: "debian:1"})
+	if fault.Reason(err) != "IMAGE_NOT_FOUND" || len(s.removed) != 0 {
+		t.Errorf("%v, removed %v", err, s.removed)
+	}
+}
+
 // TestRemaining: what the engine does with the other references of an image.
 func TestRemaining(t *testing.T) {
 	s := someStore()
