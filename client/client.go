@@ -1,7 +1,7 @@
 // Package client calls a Hermes broker over gRPC with mutual TLS.
 //
 // [Dial] gives a [Client], whose Containers, Images, Engine, Operations and Broker
-// are the generated gRPC clients of the API. Around them the package sees to four things:
+// are the generated gRPC clients of the API. Around them the package sees to five things:
 //
 //   - Identity. The caller proves itself with an X.509 SVID, from files or from
 //     the SPIFFE Workload API, and accepts one server: the exact SPIFFE ID that
@@ -17,6 +17,9 @@
 //     again chooses the ID ([NewRequestID]) and sends the same request with the
 //     same ID: the broker then gives the first answer again. Changes without an
 //     ID get a new one; the caller's message is never written to.
+//   - Following. [Client.FollowLogs], [Client.FollowEvents] and
+//     [Client.WatchOperation] read streams to their end over as many calls as that
+//     takes.
 //   - Errors. [Reason], [RetryAfter] and [ErrorMetadata] read what the broker
 //     says about a failure.
 //

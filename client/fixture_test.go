@@ -150,6 +150,9 @@ func (f files) config(address string) client.Config {
 // broker is a server whose answers a test chooses.
 type broker struct {
 	brokerv1.UnimplementedContainerServiceServer
+	brokerv1.UnimplementedImageServiceServer
+	brokerv1.UnimplementedEngineServiceServer
+	brokerv1.UnimplementedOperationServiceServer
 	brokerv1.UnimplementedBrokerServiceServer
 
 	address string
@@ -157,6 +160,9 @@ type broker struct {
 	whoami  func(n int) error // n counts calls from 1
 	restart func(*brokerv1.RestartRequest) error
 	logs    func(n int, req *brokerv1.ContainerLogsRequest, s grpc.ServerStreamingServer[brokerv1.ContainerLogsResponse]) error
+	watch   func(n int, req *brokerv1.WatchOperationRequest, s grpc.ServerStreamingServer[brokerv1.WatchOperationResponse]) error
+	events  func(n int, req *brokerv1.EventsRequest, s grpc.ServerStreamingServer[brokerv1.EventsResponse]) error
+	pull    func(req *brokerv1.PullRequest, s grpc.ServerStreamingServer[brokerv1.PullResponse]) error
 
 	mu       sync.Mutex
 	calls    int
@@ -207,6 +213,22 @@ func (b *broker) ContainerLogs(req *brokerv1.ContainerLogsRequest, s grpc.Server
 	return b.logs(b.seen(s.Context()), req, s)
 }
 
+func (b *broker) WatchOperation(req *brokerv1.WatchOperationRequest, s grpc.ServerStreamingServer[brokerv1.WatchOperationResponse]) error {
+	return b.watch(b.seen(s.Context()), req, s)
+}
+
+func (b *broker) Events(req *brokerv1.EventsRequest, s grpc.ServerStreamingServer[brokerv1.EventsResponse]) error {
+	return b.events(b.seen(s.Context()), req, s)
+}
+
+func (b *broker) Pull(req *brokerv1.PullRequest, s grpc.ServerStreamingServer[brokerv1.PullResponse]) error {
+	b.seen(s.Context())
+	b.mu.Lock()
+	b.requests = append(b.requests, req.GetRequestId())
+	b.mu.Unlock()
+	return b.pull(req, s)
+}
+
 // serve runs b on loopback with cert until the test ends.
 func (b *broker) serve(t testing.TB, a *authority, cert tls.Certificate) {
 	t.Helper()
@@ -226,6 +248,9 @@ func (b *broker) start(lis net.Listener, a *authority, cert tls.Certificate, ver
 		MaxVersion:   version,
 	})))
 	brokerv1.RegisterContainerServiceServer(s, b)
+	brokerv1.RegisterImageServiceServer(s, b)
+	brokerv1.RegisterEngineServiceServer(s, b)
+	brokerv1.RegisterOperationServiceServer(s, b)
 	brokerv1.RegisterBrokerServiceServer(s, b)
 	go func() { _ = s.Serve(lis) }()
 	return s.Stop

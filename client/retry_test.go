@@ -129,6 +129,37 @@ func TestChangesAreSentOnce(t *testing.T) {
 	}
 }
 
+// TestPullIsSentOnce: a change that streams is a change, before its first message
+// and after.
+func TestPullIsSentOnce(t *testing.T) {
+	for _, err := range []error{
+		refusal(codes.Unavailable, "REGISTRY_UNAVAILABLE", 0, "operation", "operations/A"),
+		refusal(codes.ResourceExhausted, "CHANGE_BUDGET_EXHAUSTED", 0),
+		refusal(codes.Aborted, "STREAM_EXPIRED", 0),
+		status.Error(codes.Unavailable, "connection lost"),
+	} {
+		for _, validate := range []bool{false, true} {
+			for messages := range 2 {
+				b := &broker{pull: func(_ *brokerv1.PullRequest, s grpc.ServerStreamingServer[brokerv1.PullResponse]) error {
+					for range messages {
+						if err := s.Send(&brokerv1.PullResponse{Sequence: 1}); err != nil {
+							return err
+						}
+					}
+					return err
+				}}
+				stream, got := pairUp(t, b).Images().Pull(t.Context(), &brokerv1.PullRequest{Image: "alpine", ValidateOnly: validate})
+				for got == nil {
+					_, got = stream.Recv()
+				}
+				if calls, _ := b.count(); calls != 1 || status.Code(got) != status.Code(err) {
+					t.Errorf("%v after %d messages, validate_only %t: %d calls, %v", err, messages, validate, calls, got)
+				}
+			}
+		}
+	}
+}
+
 // TestUnknownMessageIsSentOnce: what the client cannot tell from a change is
 // treated as one.
 func TestUnknownMessageIsSentOnce(t *testing.T) {
@@ -150,7 +181,37 @@ func TestRequestID(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	got := b.requests
+	checkRequestIDs(t, b.requests, own)
+	if req.GetRequestId() != "" {
+		t.Error("the caller's message was written to")
+	}
+}
+
+// TestPullRequestID: a change that streams gets its ID like any other.
+func TestPullRequestID(t *testing.T) {
+	b := &broker{pull: func(*brokerv1.PullRequest, grpc.ServerStreamingServer[brokerv1.PullResponse]) error { return nil }}
+	c := pairUp(t, b)
+	const own = "0b6ee0c3-9f9e-4c0f-8a3e-6a1f3b6a4a10"
+	req := &brokerv1.PullRequest{Image: "alpine"}
+	for _, r := range []*brokerv1.PullRequest{req, req, {RequestId: own, Detach: true}, {ValidateOnly: true}} {
+		stream, err := c.Images().Pull(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
+			t.Fatal(err)
+		}
+	}
+	checkRequestIDs(t, b.requests, own)
+	if req.GetRequestId() != "" {
+		t.Error("the caller's message was written to")
+	}
+}
+
+// checkRequestIDs looks at the IDs of two requests without one, one with own, and
+// one that is validate_only.
+func checkRequestIDs(t *testing.T, got []string, own string) {
+	t.Helper()
 	for _, id := range got[:2] {
 		if uuid.Validate(id) != nil {
 			t.Errorf("request_id %q is no UUID", id)
@@ -164,9 +225,6 @@ func TestRequestID(t *testing.T) {
 	}
 	if got[3] != "" {
 		t.Errorf("validate_only has the ID %q", got[3])
-	}
-	if req.GetRequestId() != "" {
-		t.Error("the caller's message was written to")
 	}
 }
 

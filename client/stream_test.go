@@ -210,3 +210,45 @@ func TestFollowLogsBreakHangsUp(t *testing.T) {
 		t.Fatal("the stream is still open")
 	}
 }
+
+// TestFollowEventsResumes: as logs do, by the time of what was seen. The first
+// request has no since, or one of its own.
+func TestFollowEventsResumes(t *testing.T) {
+	for _, since := range []*timestamppb.Timestamp{nil, {Seconds: 2}} {
+		for cut := range len(times) + 1 {
+			b := &broker{events: func(n int, req *brokerv1.EventsRequest, s grpc.ServerStreamingServer[brokerv1.EventsResponse]) error {
+				left := cut
+				for i, sec := range times {
+					if sec < req.GetSince().GetSeconds() {
+						continue
+					}
+					if n == 1 && left == 0 {
+						break
+					}
+					left--
+					if err := s.Send(&brokerv1.EventsResponse{EventTime: &timestamppb.Timestamp{Seconds: sec}, Name: fmt.Sprintf("line %d", i)}); err != nil {
+						return err
+					}
+				}
+				if n == 1 {
+					return refusal(codes.Aborted, "STREAM_EXPIRED", 0)
+				}
+				return nil
+			}}
+			var names []string
+			for e, err := range pairUp(t, b).FollowEvents(within(t, 5*time.Second), &brokerv1.EventsRequest{Since: since}) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				names = append(names, e.GetName())
+			}
+			want := allLines()
+			if since != nil {
+				want = want[1:]
+			}
+			if !slices.Equal(names, want) {
+				t.Errorf("since %v, cut after %d: %q", since, cut, names)
+			}
+		}
+	}
+}
