@@ -112,7 +112,7 @@ func TestReadmeContext(t *testing.T) {
 // document names is there.
 func TestNamedCommands(t *testing.T) {
 	targets := map[string]bool{}
-	for _, m := range regexp.MustCompile(`(?m)^([a-z-]+):`).FindAllStringSubmatch(read(t, "Makefile"), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^([a-z0-9-]+):`).FindAllStringSubmatch(read(t, "Makefile"), -1) {
 		targets[m[1]] = true
 	}
 	ctl := brokerctl(t)
@@ -120,7 +120,7 @@ func TestNamedCommands(t *testing.T) {
 	named := 0
 	for _, doc := range documents(t) {
 		text := read(t, doc)
-		for _, m := range regexp.MustCompile("(?m)(?:`|^# |^    )make ([a-z-]+)").FindAllStringSubmatch(text, -1) {
+		for _, m := range regexp.MustCompile("(?m)(?:`|^# |^    )make ([a-z0-9-]+)").FindAllStringSubmatch(text, -1) {
 			named++
 			if !targets[m[1]] {
 				t.Errorf("%s: there is no make %s", doc, m[1])

@@ -165,7 +165,7 @@ func (a *app) recordTable(r audit.Record) *table {
 	t := a.newTable()
 	row := func(name, value string) {
 		if value != "" {
-			t.addCells(cell{name + ":", bold}, cell{value, plain})
+			t.field(name, value)
 		}
 	}
 	row("Record", strconv.FormatUint(r.Seq, 10))

@@ -43,15 +43,14 @@ func (a *app) whoamiCommand() *cobra.Command {
 
 func (a *app) printIdentity(w io.Writer, me *brokerv1.WhoAmIResponse) error {
 	t := a.newTable()
-	row := func(name, value string) { t.addCells(cell{name + ":", bold}, cell{value, plain}) }
-	row("Caller", me.GetSpiffeId())
-	row("Verified by", enumText(me.GetVerification(), "VERIFICATION_"))
-	row("From", me.GetPeerAddress())
-	row("Certificate", "serial "+me.GetCertificateSerial())
+	t.field("Caller", me.GetSpiffeId())
+	t.field("Verified by", enumText(me.GetVerification(), "VERIFICATION_"))
+	t.field("From", me.GetPeerAddress())
+	t.field("Certificate", "serial "+me.GetCertificateSerial())
 	if expires := me.GetCertificateExpireTime(); expires != nil {
-		row("Expires", fmt.Sprintf("%s (in %s)", shortTime(expires), shortDuration(time.Until(expires.AsTime()).Truncate(time.Second))))
+		t.field("Expires", fmt.Sprintf("%s (in %s)", shortTime(expires), shortDuration(time.Until(expires.AsTime()).Truncate(time.Second))))
 	}
-	row("Policy", shortID(me.GetPolicyHash()))
+	t.field("Policy", shortID(me.GetPolicyHash()))
 	if f := me.GetFreeze(); f != nil {
 		t.addCells(cell{"Frozen:", bold}, cell{freezeText(f), yellow})
 	}

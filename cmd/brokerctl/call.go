@@ -199,10 +199,10 @@ func (a *app) invoke(ctx context.Context, conn grpc.ClientConnInterface, m proto
 	if err != nil {
 		return err
 	}
+	_, a.changing = req.(interface{ GetRequestId() string })
 	if !m.IsStreamingServer() {
 		ctx, cancel := a.deadline(ctx, 0)
 		defer cancel()
-		_, a.changing = req.(interface{ GetRequestId() string })
 		if err := conn.Invoke(ctx, "/"+methodPath(m), req, resp); err != nil {
 			return err
 		}

@@ -1,11 +1,8 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"fmt"
-	"io"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,7 +10,6 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/gortium/hermes-broker/api/brokerv1"
-	"github.com/gortium/hermes-broker/internal/termclean"
 )
 
 // changed is the answer to a change of one container.
@@ -39,7 +35,7 @@ func (a *app) startCommand() *cobra.Command {
 		Example: "  brokerctl containers start ollama\n  brokerctl containers start ollama media-1 --dry-run",
 	}
 	dryRunFlag(cmd, &dryRun)
-	return a.each(cmd, "started", &dryRun, func(ctx context.Context, name string) (changed, error) {
+	return a.eachContainer(cmd, "started", &dryRun, func(ctx context.Context, name string) (changed, error) {
 		ctx, cancel := a.deadline(ctx, 0)
 		defer cancel()
 		return a.conn.Containers().Start(ctx, &brokerv1.StartRequest{Container: name, ValidateOnly: dryRun})
@@ -56,7 +52,7 @@ func (a *app) stopCommand() *cobra.Command {
 	}
 	dryRunFlag(cmd, &dryRun)
 	graceFlag(cmd, &grace)
-	return a.each(cmd, "stopped", &dryRun, func(ctx context.Context, name string) (changed, error) {
+	return a.eachContainer(cmd, "stopped", &dryRun, func(ctx context.Context, name string) (changed, error) {
 		ctx, cancel := a.deadline(ctx, grace)
 		defer cancel()
 		return a.conn.Containers().Stop(ctx, &brokerv1.StopRequest{Container: name, Grace: graceOf(cmd, grace), ValidateOnly: dryRun})
@@ -73,7 +69,7 @@ func (a *app) restartCommand() *cobra.Command {
 	}
 	dryRunFlag(cmd, &dryRun)
 	graceFlag(cmd, &grace)
-	return a.each(cmd, "restarted", &dryRun, func(ctx context.Context, name string) (changed, error) {
+	return a.eachContainer(cmd, "restarted", &dryRun, func(ctx context.Context, name string) (changed, error) {
 		ctx, cancel := a.deadline(ctx, grace)
 		defer cancel()
 		return a.conn.Containers().Restart(ctx, &brokerv1.RestartRequest{Container: name, Grace: graceOf(cmd, grace), ValidateOnly: dryRun})
@@ -87,11 +83,10 @@ func graceOf(cmd *cobra.Command, grace time.Duration) *durationpb.Duration {
 	return durationpb.New(grace)
 }
 
-// each makes cmd change the containers it names, one after the other. A failure
-// is reported and does not keep the others from their turn.
-func (a *app) each(cmd *cobra.Command, done string, dryRun *bool, change func(context.Context, string) (changed, error)) *cobra.Command {
+// each makes cmd change the things it names, one after the other. A failure is
+// reported and does not keep the others from their turn.
+func (a *app) each(cmd *cobra.Command, dryRun *bool, change func(context.Context, string) (view, error)) *cobra.Command {
 	cmd.Args = cobra.MinimumNArgs(1)
-	cmd.ValidArgsFunction = a.completeContainer
 	verb := cmd.Name()
 	cmd.RunE = a.run(func(ctx context.Context, names []string) error {
 		if _, err := a.client(ctx); err != nil {
@@ -100,9 +95,9 @@ func (a *app) each(cmd *cobra.Command, done string, dryRun *bool, change func(co
 		a.changing = !*dryRun
 		code := exitOK
 		for _, name := range names {
-			resp, err := change(ctx, name)
+			v, err := change(ctx, name)
 			if err == nil {
-				err = a.showNext(changedView(resp, done, *dryRun))
+				err = a.showNext(v)
 			}
 			if err != nil {
 				this := a.report(ctx, failed(verb+" "+name, err))
@@ -120,16 +115,25 @@ func (a *app) each(cmd *cobra.Command, done string, dryRun *bool, change func(co
 	return cmd
 }
 
+// eachContainer is each for containers.
+func (a *app) eachContainer(cmd *cobra.Command, done string, dryRun *bool, change func(context.Context, string) (changed, error)) *cobra.Command {
+	cmd.ValidArgsFunction = a.completeContainer()
+	return a.each(cmd, dryRun, func(ctx context.Context, name string) (view, error) {
+		resp, err := change(ctx, name)
+		if err != nil {
+			return view{}, err
+		}
+		return changedView(resp, done, *dryRun), nil
+	})
+}
+
 func changedView(resp changed, done string, dryRun bool) view {
 	c := resp.GetContainer()
-	return view{value: resp, names: []string{c.GetName()}, text: func(w io.Writer, _ bool) error {
-		format := "%s: %s, now %s\n"
-		if dryRun {
-			format = "%s: would be %s, is %s (dry run)\n"
-		}
-		_, err := fmt.Fprintf(w, format, termclean.String(c.GetName()), done, statusText(c))
-		return err
-	}}
+	format := "%s: %s, now %s"
+	if dryRun {
+		format = "%s: would be %s, is %s (dry run)"
+	}
+	return view{value: resp, names: []string{c.GetName()}, text: line(format, c.GetName(), done, statusText(c))}
 }
 
 func statusText(c *brokerv1.ContainerStatus) string {
@@ -140,7 +144,7 @@ func statusText(c *brokerv1.ContainerStatus) string {
 }
 
 func (a *app) removeCommand() *cobra.Command {
-	var force, yes, dryRun bool
+	var force bool
 	cmd := &cobra.Command{
 		Use:   "rm NAME",
 		Short: "Remove a stopped container; its volumes stay",
@@ -152,71 +156,35 @@ the question where there is a terminal to ask on.`,
   brokerctl containers rm media-old --yes
   brokerctl containers rm media-old --force --yes`,
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeContainer,
+		ValidArgsFunction: a.completeContainer(),
 	}
-	dryRunFlag(cmd, &dryRun)
 	cmd.Flags().BoolVar(&force, "force", false, "kill it first if it runs; needs containers.remove_force")
-	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "remove without asking")
+	consent := consentFlags(cmd, "remove without asking")
 	cmd.RunE = a.run(func(ctx context.Context, args []string) error {
 		c, err := a.client(ctx)
 		if err != nil {
 			return err
 		}
-		remove := func(expectedID string) (*brokerv1.RemoveResponse, error) {
-			ctx, cancel := a.deadline(ctx, 0)
-			defer cancel()
-			resp, err := c.Containers().Remove(ctx, &brokerv1.RemoveRequest{
-				Container: args[0], Force: force, ExpectedId: expectedID, ValidateOnly: expectedID == "",
-			})
-			return resp, failed("rm "+args[0], err)
-		}
-		preview, err := remove("") // The preview; the removal is then of this very container.
-		if err != nil {
-			return err
-		}
-		if dryRun {
-			return a.show(changedView(preview, "removed", true))
-		}
-		p := preview.GetContainer()
-		fmt.Fprintf(a.stderr, "removes for good: %s (ID %s, %s); volumes stay\n",
-			termclean.String(p.GetName()), termclean.String(shortID(p.GetId())), statusText(p))
-		if err := a.confirm(ctx, yes); err != nil {
-			return failed("rm "+args[0], err)
-		}
-		a.changing = true
-		resp, err := remove(preview.GetContainer().GetId())
-		if err != nil {
-			return err
-		}
-		return a.show(view{value: resp, names: []string{resp.GetContainer().GetName()}, text: func(w io.Writer, _ bool) error {
-			_, err := fmt.Fprintf(w, "%s: removed\n", termclean.String(resp.GetContainer().GetName()))
-			return err
-		}})
+		return failed("rm "+args[0], destroy(ctx, a, consent, destruction[*brokerv1.RemoveResponse]{
+			call: func(ctx context.Context, preview *brokerv1.RemoveResponse) (*brokerv1.RemoveResponse, error) {
+				ctx, cancel := a.deadline(ctx, 0)
+				defer cancel()
+				return c.Containers().Remove(ctx, &brokerv1.RemoveRequest{
+					Container: args[0], Force: force, ExpectedId: preview.GetContainer().GetId(), ValidateOnly: preview == nil,
+				})
+			},
+			would: func(r *brokerv1.RemoveResponse) string {
+				c := r.GetContainer()
+				return fmt.Sprintf("removes for good: %s (ID %s, %s); volumes stay", c.GetName(), shortID(c.GetId()), statusText(c))
+			},
+			view: func(r *brokerv1.RemoveResponse, dryRun bool) view {
+				v := changedView(r, "removed", dryRun)
+				if !dryRun {
+					v.text = line("%s: removed", r.GetContainer().GetName())
+				}
+				return v
+			},
+		}))
 	})
 	return cmd
-}
-
-// confirm wants a yes: from the flag, or from a person.
-func (a *app) confirm(ctx context.Context, yes bool) error {
-	if yes {
-		return nil
-	}
-	if !a.interactive {
-		return fail(exitUsage, "nothing was done; add --yes when you mean it", "this cannot be undone and --yes is not given")
-	}
-	fmt.Fprint(a.stderr, "Really? [y/N] ")
-	answer := make(chan string, 1)
-	go func() {
-		line, _ := bufio.NewReader(a.stdin).ReadString('\n')
-		answer <- strings.ToLower(strings.TrimSpace(line))
-	}()
-	select {
-	case word := <-answer:
-		if word == "y" || word == "yes" {
-			return nil
-		}
-		return fail(exitUsage, "nothing was done", "not confirmed")
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

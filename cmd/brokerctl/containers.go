@@ -5,15 +5,14 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/gortium/hermes-broker/api/brokerv1"
+	"github.com/gortium/hermes-broker/client"
 )
 
 func (a *app) containersCommand() *cobra.Command {
@@ -32,7 +31,6 @@ func (a *app) containersCommand() *cobra.Command {
 
 func (a *app) listCommand() *cobra.Command {
 	var pattern string
-	var states, healths []string
 	cmd := &cobra.Command{
 		Use:   "ls",
 		Short: "List the containers within your grants, newest first",
@@ -41,67 +39,34 @@ func (a *app) listCommand() *cobra.Command {
   brokerctl containers ls --health unhealthy -o name`,
 		Args: cobra.NoArgs,
 	}
-	cmd.Flags().StringVar(&pattern, "name", "", `only names that match; "*" is any run of characters`)
-	cmd.Flags().StringSliceVar(&states, "state", nil, "only these states: "+strings.Join(enumWords(brokerv1.ContainerState_name, statePrefix), ", "))
-	cmd.Flags().StringSliceVar(&healths, "health", nil, "only these healths: "+strings.Join(enumWords(brokerv1.ContainerHealth_name, healthPrefix), ", "))
-	complete(cmd, "state", enumWords(brokerv1.ContainerState_name, statePrefix)...)
-	complete(cmd, "health", enumWords(brokerv1.ContainerHealth_name, healthPrefix)...)
+	patternFlag(cmd, &pattern, "only names that match")
+	states := enumFlag[brokerv1.ContainerState](cmd, "state", "only these states", statePrefix)
+	healths := enumFlag[brokerv1.ContainerHealth](cmd, "health", "only these healths", healthPrefix)
 	cmd.RunE = a.run(func(ctx context.Context, _ []string) error {
-		req := &brokerv1.ListContainersRequest{PageSize: 500, NamePattern: pattern}
-		for _, s := range states {
-			v, err := enumValue(brokerv1.ContainerState_value, statePrefix, "--state", s)
-			if err != nil {
-				return err
-			}
-			req.States = append(req.States, brokerv1.ContainerState(v))
+		req := &brokerv1.ListContainersRequest{PageSize: pageSize, NamePattern: pattern}
+		var err error
+		if req.States, err = states(); err != nil {
+			return err
 		}
-		for _, h := range healths {
-			v, err := enumValue(brokerv1.ContainerHealth_value, healthPrefix, "--health", h)
-			if err != nil {
-				return err
-			}
-			req.Healths = append(req.Healths, brokerv1.ContainerHealth(v))
+		if req.Healths, err = healths(); err != nil {
+			return err
 		}
-		all, err := a.list(ctx, req)
+		all, err := a.listContainers(ctx, req)
 		if err != nil {
 			return failed("list containers", err)
 		}
-		return a.show(view{
-			value: &brokerv1.ListContainersResponse{Containers: all},
-			names: containerNames(all),
-			text:  func(w io.Writer, wide bool) error { return a.containerTable(all, wide).write(w) },
-		})
+		return a.showList(&brokerv1.ListContainersResponse{Containers: all}, namesOf(all, (*brokerv1.Container).GetName),
+			func(wide bool) *table { return a.containerTable(all, wide) })
 	})
 	return cmd
 }
 
-// list reads all pages.
-func (a *app) list(ctx context.Context, req *brokerv1.ListContainersRequest) ([]*brokerv1.Container, error) {
-	c, err := a.client(ctx)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := a.deadline(ctx, 0)
-	defer cancel()
-	all := []*brokerv1.Container{}
-	for {
-		page, err := c.Containers().ListContainers(ctx, req)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, page.GetContainers()...)
-		if req.PageToken = page.GetNextPageToken(); req.PageToken == "" {
-			return all, nil
-		}
-	}
-}
-
-func containerNames(all []*brokerv1.Container) []string {
-	names := []string{}
-	for _, c := range all {
-		names = append(names, c.GetName())
-	}
-	return names
+// listContainers reads all pages.
+func (a *app) listContainers(ctx context.Context, req *brokerv1.ListContainersRequest) ([]*brokerv1.Container, error) {
+	return list(ctx, a, func(ctx context.Context, c *client.Client, token string) (*brokerv1.ListContainersResponse, error) {
+		req.PageToken = token
+		return c.Containers().ListContainers(ctx, req)
+	}, (*brokerv1.ListContainersResponse).GetContainers)
 }
 
 func (a *app) containerTable(all []*brokerv1.Container, wide bool) *table {
@@ -191,24 +156,6 @@ func labelsText(labels map[string]string) string {
 	return strings.Join(texts, ",")
 }
 
-// enumWords are the values that a flag takes, in the order of the schema.
-func enumWords(names map[int32]string, prefix string) (words []string) {
-	for _, n := range slices.Sorted(maps.Keys(names)) {
-		if n != 0 {
-			words = append(words, strings.ToLower(strings.TrimPrefix(names[n], prefix)))
-		}
-	}
-	return words
-}
-
-func enumValue(values map[string]int32, prefix, flag, word string) (int32, error) {
-	v, ok := values[prefix+strings.ToUpper(word)]
-	if !ok || v == 0 {
-		return 0, fail(exitUsage, "--help of the command lists the values", "%s: unknown value %q", flag, word)
-	}
-	return v, nil
-}
-
 func (a *app) inspectCommand() *cobra.Command {
 	var sources bool
 	cmd := &cobra.Command{
@@ -220,7 +167,7 @@ shown.`,
 		Example: `  brokerctl containers inspect ollama
   brokerctl containers inspect ollama --mount-sources -o yaml`,
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeContainer,
+		ValidArgsFunction: a.completeContainer(),
 	}
 	cmd.Flags().BoolVar(&sources, "mount-sources", false, "show the host's side of mounts too; needs containers.inspect_mount_sources")
 	cmd.RunE = a.run(func(ctx context.Context, args []string) error {
@@ -246,7 +193,7 @@ shown.`,
 func (a *app) inspectTable(r *brokerv1.InspectContainerResponse) *table {
 	t := a.newTable()
 	row := func(name, format string, args ...any) {
-		t.addCells(cell{name + ":", bold}, cell{fmt.Sprintf(format, args...), plain})
+		t.field(name, fmt.Sprintf(format, args...))
 	}
 	c := r.GetContainer()
 	row("Name", "%s", c.GetName())
@@ -305,34 +252,4 @@ func limitText(n int64, text func(int64) string) string {
 		return "none"
 	}
 	return text(n)
-}
-
-// complete offers fixed words for a flag.
-func complete(cmd *cobra.Command, flag string, words ...string) {
-	if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
-		panic(err) // The flag does not exist: a defect, met by every run.
-	}
-}
-
-// containerName is the grammar of names. A shell evaluates what completion
-// offers, so nothing else is offered.
-var containerName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
-
-// completeContainer offers the names of live containers, unless the broker does
-// not answer soon.
-func (a *app) completeContainer(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
-	const patience = 2 * time.Second
-	if prefix != "" && !containerName.MatchString(prefix) || len(args) > 0 && strings.HasSuffix(cmd.Use, " NAME") {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), patience)
-	defer cancel()
-	all, err := a.list(ctx, &brokerv1.ListContainersRequest{PageSize: 500, NamePattern: prefix + "*"})
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	names := slices.DeleteFunc(containerNames(all), func(n string) bool {
-		return !containerName.MatchString(n) || slices.Contains(args, n)
-	})
-	return names, cobra.ShellCompDirectiveNoFileComp
 }

@@ -30,7 +30,14 @@ const hostile = "evil\x1b[2J\x1b]0;pwned\x07\r\u009b31m\u202egpj\u2066\u200b\u20
 // says, its calls do.
 type fakeBroker struct {
 	brokerv1.UnimplementedContainerServiceServer
+	brokerv1.UnimplementedImageServiceServer
+	brokerv1.UnimplementedEngineServiceServer
+	brokerv1.UnimplementedOperationServiceServer
 	brokerv1.UnimplementedBrokerServiceServer
+
+	pulls   pulls
+	cancels cancels
+	prunes  prunes
 }
 
 func refusal(code codes.Code, reason, message string, retry time.Duration, metadata map[string]string) error {
@@ -107,16 +114,21 @@ func (*fakeBroker) ListContainers(_ context.Context, req *brokerv1.ListContainer
 		}
 		all = kept
 	}
-	// One container a page.
-	at := len(req.GetPageToken())
 	resp := &brokerv1.ListContainersResponse{}
+	resp.Containers, resp.NextPageToken = onePage(all, req.GetPageToken())
+	return resp, nil
+}
+
+// onePage gives one thing a page.
+func onePage[T any](all []T, token string) (page []T, next string) {
+	at := len(token)
 	if at < len(all) {
-		resp.Containers = all[at : at+1]
+		page = all[at : at+1]
 	}
 	if at+1 < len(all) {
-		resp.NextPageToken = strings.Repeat("x", at+1)
+		next = strings.Repeat("x", at+1)
 	}
-	return resp, nil
+	return page, next
 }
 
 func (*fakeBroker) InspectContainer(_ context.Context, req *brokerv1.InspectContainerRequest) (*brokerv1.InspectContainerResponse, error) {
@@ -185,14 +197,21 @@ func changeTo(name, id string, validateOnly bool, after brokerv1.ContainerState)
 	if err := refuse(name); err != nil {
 		return nil, err
 	}
-	if (id == "") != validateOnly {
-		return nil, refusal(codes.InvalidArgument, "INVALID_ARGUMENT", "request_id: required unless validate_only", 0, map[string]string{"field": "request_id"})
+	if err := checkRequestID(id, validateOnly); err != nil {
+		return nil, err
 	}
 	c := &brokerv1.ContainerStatus{Name: name, Id: strings.Repeat("ab", 32), State: after}
 	if validateOnly {
 		c.State = brokerv1.ContainerState_CONTAINER_STATE_EXITED
 	}
 	return c, nil
+}
+
+func checkRequestID(id string, validateOnly bool) error {
+	if (id == "") != validateOnly {
+		return refusal(codes.InvalidArgument, "INVALID_ARGUMENT", "request_id: required unless validate_only", 0, map[string]string{"field": "request_id"})
+	}
+	return nil
 }
 
 const (
@@ -269,7 +288,7 @@ func (*fakeBroker) GetVersion(context.Context, *brokerv1.GetVersionRequest) (*br
 
 // serveFake serves over mutual TLS until stop is called, in the broker's way with
 // methods that do not exist.
-func serveFake(lis net.Listener, ca *certs.CA, leaf *certs.Leaf) (stop func()) {
+func serveFake(fake *fakeBroker, lis net.Listener, ca *certs.CA, leaf *certs.Leaf) (stop func()) {
 	pool := x509.NewCertPool()
 	pool.AddCert(ca.Certificate())
 	s := grpc.NewServer(
@@ -280,8 +299,10 @@ func serveFake(lis net.Listener, ca *certs.CA, leaf *certs.Leaf) (stop func()) {
 			return refusal(codes.Unimplemented, "METHOD_UNKNOWN", "no such method", 0, nil)
 		}),
 	)
-	fake := &fakeBroker{}
 	brokerv1.RegisterContainerServiceServer(s, fake)
+	brokerv1.RegisterImageServiceServer(s, fake)
+	brokerv1.RegisterEngineServiceServer(s, fake)
+	brokerv1.RegisterOperationServiceServer(s, fake)
 	brokerv1.RegisterBrokerServiceServer(s, fake)
 	go func() { _ = s.Serve(lis) }() // ends with Stop
 	return s.Stop

@@ -17,6 +17,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/signal"
 	"syscall"
@@ -26,11 +27,27 @@ func main() {
 	os.Exit(Main())
 }
 
+// interrupts are the signals that end a command in order.
+var interrupts = []os.Signal{os.Interrupt, syscall.SIGTERM}
+
+// errTerminated is why the context ends when nobody is there to be asked: by
+// SIGTERM, not by a key.
+var errTerminated = errors.New("terminated")
+
 // Main runs brokerctl with the process's arguments, streams and environment,
 // and returns its exit code. The first interrupt ends calls in order; a second
 // one kills.
 func Main() int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop)
+	ctx, cancel := context.WithCancelCause(context.Background())
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, interrupts...)
+	go func() {
+		s := <-signals
+		signal.Stop(signals)
+		if s == syscall.SIGTERM {
+			cancel(errTerminated)
+		}
+		cancel(nil)
+	}()
 	return newApp(os.Stdin, os.Stdout, os.Stderr, os.Getenv).execute(ctx, os.Args[1:])
 }

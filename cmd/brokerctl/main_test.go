@@ -87,7 +87,9 @@ func damageAudit(dir string) error {
 
 // startBroker runs a fake broker on a socket and returns the variables to reach
 // it.
-func startBroker(t *testing.T) map[string]string {
+func startBroker(t *testing.T) map[string]string { return startFake(t, &fakeBroker{}) }
+
+func startFake(t *testing.T, fake *fakeBroker) map[string]string {
 	t.Helper()
 	dir := t.TempDir()
 	var o certs.Options
@@ -105,7 +107,7 @@ func startBroker(t *testing.T) map[string]string {
 	socket := filepath.Join(dir, "broker.sock")
 	lis, err := net.Listen("unix", socket)
 	check(err)
-	t.Cleanup(serveFake(lis, ca, issue(serverID, certs.Server)))
+	t.Cleanup(serveFake(fake, lis, ca, issue(serverID, certs.Server)))
 	return map[string]string{
 		"BROKER_ADDRESS":   "unix://" + socket,
 		"BROKER_CERT":      filepath.Join(dir, "ada", "ada.crt"),

@@ -63,6 +63,22 @@ type view struct {
 	names []string // nil when there is nothing to name
 }
 
+// line is the text of a view that is one line, cleaned.
+func line(format string, args ...any) func(io.Writer, bool) error {
+	return func(w io.Writer, _ bool) error {
+		_, err := fmt.Fprintln(w, termclean.String(fmt.Sprintf(format, args...)))
+		return err
+	}
+}
+
+// note writes a line to stderr, cleaned.
+func (a *app) note(format string, args ...any) {
+	fmt.Fprintln(a.stderr, termclean.String(fmt.Sprintf(format, args...)))
+}
+
+// exact says that the answer is the data as it is, not text for people.
+func (a *app) exact() bool { return a.format == formatJSON || a.format == formatYAML }
+
 // show prints the only answer of a command.
 func (a *app) show(v view) error { return a.print(v, false) }
 

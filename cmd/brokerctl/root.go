@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -24,6 +26,11 @@ type app struct {
 	// terminal says that stdout is one; interactive that a question can be asked
 	// on stderr and answered on stdin.
 	terminal, interactive, colour bool
+	// bars says that lines on stderr can be drawn again and again.
+	bars bool
+	// nextInterrupt gives a context that the next interrupt ends, after the first
+	// has ended the command's own.
+	nextInterrupt func(context.Context) (context.Context, context.CancelFunc)
 
 	format     format
 	timeout    time.Duration
@@ -33,6 +40,7 @@ type app struct {
 	running  bool // the arguments were accepted; errors are no usage errors
 	changing bool // a change may be under way
 	conn     *client.Client
+	answers  *bufio.Reader // stdin, once something was asked
 }
 
 func newApp(stdin, stdout, stderr *os.File, getenv func(string) string) *app {
@@ -41,6 +49,12 @@ func newApp(stdin, stdout, stderr *os.File, getenv func(string) string) *app {
 	a.terminal = isTerminal(stdout)
 	a.interactive = isTerminal(stdin) && isTerminal(stderr)
 	a.colour = a.terminal && wantsColour(getenv)
+	// A terminal that does not say how large it is has no room for bars.
+	width, height, err := term.GetSize(int(stderr.Fd()))
+	a.bars = err == nil && width > 0 && height > 0 && getenv("TERM") != "dumb"
+	a.nextInterrupt = func(ctx context.Context) (context.Context, context.CancelFunc) {
+		return signal.NotifyContext(context.WithoutCancel(ctx), interrupts...)
+	}
 	return a
 }
 
@@ -70,12 +84,13 @@ func (a *app) rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "brokerctl",
 		Short: "Ask a Hermes broker",
-		Long: `Ask a Hermes broker: look after containers, see what a caller may do and did,
-and stop it.
+		Long: `Ask a Hermes broker: look after containers, images and the engine, see what a
+caller may do and did, and stop it.
 
 Where the broker is and who is asking comes from a context (help contexts), from
 BROKER_* variables, or from flags; the later wins.`,
 		Example: `  brokerctl containers ls
+  brokerctl images pull alpine:3.22
   brokerctl can containers.restart containers/ollama
   brokerctl freeze --reason "looking into the restarts"
   brokerctl doctor`,
@@ -100,7 +115,7 @@ BROKER_* variables, or from flags; the later wins.`,
 	complete(root, "output", formats...)
 	complete(root, "context", a.contextNames()...)
 	root.AddCommand(
-		a.containersCommand(),
+		a.containersCommand(), a.imagesCommand(), a.engineCommand(), a.networksCommand(), a.volumesCommand(), a.opsCommand(),
 		a.whoamiCommand(), a.canCommand(), a.freezeCommand(), a.unfreezeCommand(), a.versionCommand(),
 		a.auditCommand(), a.certsCommand(), a.doctorCommand(), a.callCommand(),
 		helpTopic("exit-codes", "What the exit codes mean", exitCodesHelp),

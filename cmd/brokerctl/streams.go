@@ -37,7 +37,7 @@ anything; --raw writes the bytes as they are, and never to a terminal.`,
   brokerctl containers logs ollama --since 2026-01-02T15:04:05Z --until 2026-01-02T16:00:00Z -t
   brokerctl containers logs ollama --stdout --raw > ollama.log`,
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeContainer,
+		ValidArgsFunction: a.completeContainer(),
 	}
 	f := cmd.Flags()
 	f.BoolVarP(&o.follow, "follow", "f", false, "stay and show what comes; go on by itself when the broker was away")
@@ -159,7 +159,7 @@ type logWriter struct {
 }
 
 func (w *logWriter) write(e *brokerv1.LogEntry) error {
-	if f := w.app.format; f == formatJSON || f == formatYAML {
+	if w.app.exact() {
 		return w.app.showNext(view{value: e})
 	}
 	out, line := w.app.stdout, e.GetStdout()
@@ -188,7 +188,7 @@ func (a *app) statsCommand() *cobra.Command {
 		Example: `  brokerctl containers stats ollama
   brokerctl containers stats ollama --no-stream -o json`,
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeContainer,
+		ValidArgsFunction: a.completeContainer(),
 	}
 	cmd.Flags().BoolVar(&once, "no-stream", false, "show one sample and end")
 	cmd.RunE = a.run(func(ctx context.Context, args []string) error {
@@ -257,7 +257,7 @@ at most an hour. The exit code is 8 when the condition did not come true in time
 		Example: `  brokerctl containers wait ollama --for stopped --timeout 10m
   brokerctl containers wait media-old --for removed`,
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeContainer,
+		ValidArgsFunction: a.completeContainer(),
 	}
 	cmd.Flags().StringVar(&until, "for", "stopped", "what to wait for: stopped or removed")
 	complete(cmd, "for", "stopped", "removed")

@@ -65,6 +65,9 @@ func (t *table) addCells(row ...cell) {
 	t.rows = append(t.rows, row)
 }
 
+// field adds a row that has a name instead of a header.
+func (t *table) field(name, value string) { t.addCells(cell{name + ":", bold}, cell{value, plain}) }
+
 // write prints the rows with two spaces between columns and none at the end of
 // a line.
 func (t *table) write(w io.Writer) error {

@@ -21,12 +21,15 @@ func terminalApp(env map[string]string, stdin string) (a *app, stdout, stderr *b
 	stdout, stderr = new(bytes.Buffer), new(bytes.Buffer)
 	return &app{
 		stdin: strings.NewReader(stdin), stdout: stdout, stderr: stderr, getenv: func(k string) string { return env[k] },
-		terminal: true, interactive: true, colour: true, format: formatTable,
+		terminal: true, interactive: true, colour: true, bars: true, format: formatTable,
+		nextInterrupt: func(ctx context.Context) (context.Context, context.CancelFunc) {
+			return context.WithCancel(context.WithoutCancel(ctx))
+		},
 	}, stdout, stderr
 }
 
 // own are the sequences that brokerctl itself writes.
-var own = regexp.MustCompile(`\x1b\[(0|1|31|32|33)m|\x1b\[1A\x1b\[2K`)
+var own = regexp.MustCompile(`\x1b\[(0|1|31|32|33)m|\x1b\[1A\x1b\[2K|\x1b\[\d+A\x1b\[J`)
 
 // TestHostileTextOnATerminal runs every command that shows what others wrote.
 func TestHostileTextOnATerminal(t *testing.T) {
@@ -50,6 +53,28 @@ func TestHostileTextOnATerminal(t *testing.T) {
 		{"containers", "restart", hostile, "frozen"},
 		{"containers", "rm", hostile, "--yes"},
 		{"containers", "wait", hostile},
+		{"images", "ls", "-o", "wide"},
+		{"images", "ls", "-o", "name"},
+		{"images", "rm", hostile, "--yes"},
+		{"images", "pull", hostile},
+		{"images", "pull", hostile, "-o", "json"},
+		{"images", "pull", hostile, "-o", "name"},
+		{"images", "pull", hostile, "--detach"},
+		{"images", "pull", hostile, "--dry-run"},
+		{"images", "pull", "secret"},
+		{"engine", "info"},
+		{"engine", "version"},
+		{"engine", "prune", "--images", "--yes"},
+		{"engine", "prune", "--images", "--dry-run", "-o", "name"},
+		{"engine", "events"},
+		{"engine", "events", "-o", "name"},
+		{"networks", "ls", "-o", "wide"},
+		{"volumes", "ls"},
+		{"ops", "ls", "-o", "wide"},
+		{"ops", "show", "HOSTILE"},
+		{"ops", "show", hostile},
+		{"ops", "watch", "HOSTILE"},
+		{"ops", "cancel", "HOSTILE"},
 		{"can", "containers.restart", "containers/web"},
 		{"freeze", "--reason", hostile},
 		{"unfreeze"},
@@ -62,6 +87,8 @@ func TestHostileTextOnATerminal(t *testing.T) {
 		{"audit", "tail", "-o", "wide", "--dir", dir},
 		{"audit", "show", "CALLTHREE", "--dir", dir},
 		{"__complete", "containers", "inspect", ""},
+		{"__complete", "images", "rm", ""},
+		{"__complete", "ops", "watch", ""},
 	} {
 		t.Run(strings.Join(line, " "), func(t *testing.T) {
 			a, stdout, stderr := terminalApp(env, "")
@@ -127,6 +154,33 @@ func TestRemoveAsks(t *testing.T) {
 	}
 }
 
+// TestPruneAsksForEachBatch: a no keeps what was confirmed before, and is a failure
+// only when that is nothing.
+func TestPruneAsksForEachBatch(t *testing.T) {
+	for _, tt := range []struct {
+		answers            string
+		code               int
+		questions, batches int
+	}{
+		{"y\ny\n", exitOK, 2, 2},
+		{"y\nn\n", exitOK, 2, 1},
+		{"n\n", exitUsage, 1, 0},
+	} {
+		a, stdout, stderr := terminalApp(startBroker(t), tt.answers)
+		code := a.execute(t.Context(), []string{"engine", "prune", "--containers", "--images"})
+		if code != tt.code || strings.Count(stderr.String(), "[y/N]") != tt.questions || strings.Count(stdout.String(), "reclaimed") != tt.batches {
+			t.Errorf("%q: code %d, %q, %q", tt.answers, code, stdout, stderr)
+		}
+		if strings.Contains(stderr.String(), "the rest stays") != (tt.batches == 1) || strings.Contains(stderr.String(), "nothing was done") != (tt.batches == 0) {
+			t.Errorf("%q: %q", tt.answers, stderr)
+		}
+		// The table before the question is on stderr, which may be no terminal.
+		if strings.Contains(stderr.String(), "\x1b") {
+			t.Errorf("colour on stderr: %q", stderr)
+		}
+	}
+}
+
 func TestRawIsRefusedOnATerminal(t *testing.T) {
 	a, stdout, _ := terminalApp(startBroker(t), "")
 	if code := a.execute(t.Context(), []string{"containers", "logs", "ollama", "--raw"}); code != exitUsage || stdout.Len() > 0 {
@@ -183,6 +237,23 @@ func TestExitCodes(t *testing.T) {
 		{"containers wait ollama --timeout 1s", exitUnknown},
 		{"doctor --server-id spiffe://home.example/other", exitFailure},
 		{"call --raw hermes.broker.v1.ContainerService/Exec", exitFailure},
+		{"images pull alpine:3.22", exitOK},
+		{"images pull moved", exitOK},
+		{"images pull nothere", exitNotFound},
+		{"images pull away", exitUnavailable},
+		{"images pull secret", exitRefused},
+		{"images pull empty", exitFailure},
+		{"images pull slow --timeout 100ms", exitUnknown},
+		{"images rm used --yes", exitRefused},
+		{"images rm moving --yes", exitRefused},
+		{"engine prune --yes", exitUsage},
+		{"engine prune --containers --images --yes", exitOK},
+		{"engine prune --unused-images --yes", exitFailure},
+		{"engine prune --containers --yes", exitFailure}, // nothing of a batch, and more
+		{"engine events --kind plugin", exitUsage},
+		{"ops show NONE", exitNotFound},
+		{"ops watch BROKEN", exitUnavailable},
+		{"ops cancel NONE RUNS", exitNotFound},
 	} {
 		a, _, stderr := terminalApp(env, "")
 		if got := a.execute(t.Context(), strings.Fields(tt.args)); got != tt.want {
@@ -220,7 +291,8 @@ func TestConfigPath(t *testing.T) {
 
 func TestInterrupt(t *testing.T) {
 	env := startBroker(t)
-	for line, hint := range map[string]bool{"whoami": false, "containers restart ollama web": true, "freeze --reason x": true, "freeze --reason x --dry-run": false} {
+	for line, hint := range map[string]bool{"whoami": false, "containers restart ollama web": true, "freeze --reason x": true, "freeze --reason x --dry-run": false,
+		"ops cancel RUNS": true, "ops cancel RUNS --dry-run": false, "engine prune --images --yes": false, "call ImageService/Pull {}": true} {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		a, _, stderr := terminalApp(env, "")
