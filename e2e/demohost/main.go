@@ -7,8 +7,9 @@
 // it has something of the demo's names already. Otherwise it raises an engine of
 // its own, in namespaces where it cannot disturb the machine (package testhost).
 //
-// It prints one line when the containers run, "<socket> <whose>", where whose is
-// "machine" or "private". At the end of its standard input, or on a signal, it
+// It prints one line when the containers run, "<socket> <whose> <registry>", where
+// whose is "machine" or "private". Beside an engine of its own stands a registry,
+// with one image for the demo to pull; on the machine's, registry is "-". At the end of its standard input, or on a signal, it
 // removes the containers, the image and the engine it raised, and nothing else.
 package main
 
@@ -36,6 +37,7 @@ import (
 const (
 	repository = "hermes-broker-demo"
 	image      = repository + ":latest"
+	pullable   = "media/player:2"
 
 	// socketEnv carries the outer process's choice into the namespaces: the path
 	// of the machine's engine, or private.
@@ -108,7 +110,7 @@ func choose() string {
 
 // serve has the containers run until ctx ends.
 func serve(ctx context.Context, socket string) (err error) {
-	whose := "machine"
+	whose, registry := "machine", "-"
 	if socket == private {
 		whose = private
 		host, failed := testhost.Start(ctx)
@@ -117,6 +119,22 @@ func serve(ctx context.Context, socket string) (err error) {
 		}
 		defer func() { err = errors.Join(err, host.Close()) }()
 		socket = host.Socket
+		r, failed := host.StartRegistry(ctx)
+		if failed != nil {
+			return failed
+		}
+		defer func() { err = errors.Join(err, r.Close()) }()
+		registry = r.Addr
+		if _, err := r.Push(ctx, pullable, testhost.RandomLayer(2<<20), testhost.RandomLayer(6<<20), testhost.RandomLayer(1<<20)); err != nil {
+			return err
+		}
+		// Slow enough to be watched.
+		r.Intercept(func(w http.ResponseWriter, req *http.Request, next http.Handler) {
+			if testhost.IsBlob(req.Method, req.URL.Path) {
+				w = testhost.Throttle(w, 2<<20)
+			}
+			next.ServeHTTP(w, req)
+		})
 	}
 	e := newEngine(socket)
 	// What goes wrong halfway is cleaned up as well.
@@ -129,7 +147,7 @@ func serve(ctx context.Context, socket string) (err error) {
 			return err
 		}
 	}
-	fmt.Println(socket, whose)
+	fmt.Println(socket, whose, registry)
 	<-ctx.Done()
 	return nil
 }
