@@ -15,7 +15,7 @@ E2E := ./e2e/...
 
 .PHONY: help
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 .PHONY: build
 build: ## Build brokerd and brokerctl into bin/
@@ -36,6 +36,18 @@ test: ## Run every test, end to end ones too, with the race detector (as root)
 	go vet ./...
 	go test -race -timeout 20m $$(go list ./... | grep -v /e2e)
 	go test -race -timeout 30m $(E2E)
+
+.PHONY: e2e-engines
+e2e-engines: ## Run the end-to-end suite on this machine's engine and on the current one (as root)
+	@scripts/install-test-deps
+	@set -e; current=$$(scripts/engine-root); summary=; \
+	for root in '' "$$current"; do \
+	  engine=$$(PATH=$$PATH:/usr/sbin:/sbin; $${root:+chroot "$$root"} dockerd --version); \
+	  echo "== $$engine"; \
+	  E2E_REQUIRE=1 E2E_ENGINE_ROOT=$$root go test -race -count=1 -p 1 -timeout 30m $(E2E) && verdict=passed || verdict=FAILED; \
+	  summary+=$$(printf '\n%s: %s' "$$verdict" "$$engine"); \
+	done; \
+	echo "$$summary"; [[ $$summary != *FAILED:* ]]
 
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME (default 30s) each

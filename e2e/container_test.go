@@ -370,10 +370,13 @@ func TestEngineDownAndBack(t *testing.T) {
 	if err := list(); err != nil {
 		t.Fatal(err)
 	}
+	events := past(t, b.dial("hermes"))
 	if err := host.StopEngine(); err != nil {
 		t.Fatal(err)
 	}
-	err := list()
+	_, err := receive(events)
+	want(t, err, brokerv1.ErrorReason_ERROR_REASON_ENGINE_UNAVAILABLE)
+	err = list()
 	if _, ok := client.RetryAfter(err); !ok || client.Reason(err) != brokerv1.ErrorReason_ERROR_REASON_ENGINE_UNAVAILABLE {
 		t.Errorf("with the engine down: %v", err)
 	}

@@ -85,7 +85,7 @@ const policyText = `trust_domain: home.example
 callers:
   - id: spiffe://home.example/agent/hermes
     grants:
-      - allow: [broker.whoami, broker.can, broker.version, broker.health]
+      - allow: [broker.whoami, broker.can, broker.version, broker.health, engine.events]
       - allow: [containers.list, containers.inspect, containers.logs, containers.stats, containers.wait]
         on: ["containers/*"]
       - allow: [containers.start, containers.stop, containers.restart, containers.remove]
@@ -130,9 +130,18 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// newBroker starts a brokerd on the engine at the given socket. extra is
-// appended to its configuration.
+// newBroker starts a brokerd on the engine at the given socket, under policyText.
+// extra is appended to its configuration.
 func newBroker(t testing.TB, binary, engine, extra string) *broker {
+	t.Helper()
+	b := makeBroker(t, binary, engine, extra)
+	b.policy(policyText)
+	b.run()
+	return b
+}
+
+// makeBroker makes all that a brokerd needs, less the policy.
+func makeBroker(t testing.TB, binary, engine, extra string) *broker {
 	t.Helper()
 	dir, err := os.MkdirTemp(host.Dir, "b")
 	if err != nil {
@@ -148,7 +157,6 @@ func newBroker(t testing.TB, binary, engine, extra string) *broker {
 	b.issue(brokerID, certs.Server, "broker")
 	b.issue(hermesID, certs.Agent, "hermes")
 	b.issue(adminID, certs.Operator, "ada")
-	b.policy(policyText)
 	b.write("brokerd.yaml", fmt.Sprintf(`listen:
   - unix: %[1]s/sock/b.sock
     mode: "0666"
@@ -164,18 +172,23 @@ engine:
 containers:
   labels: [shown]
 %[4]s`, dir, b.tcp, engine, extra))
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return b
+}
+
+// run starts brokerd for the length of the test.
+func (b *broker) run() {
+	b.t.Helper()
 	b.start()
-	t.Cleanup(func() {
+	b.t.Cleanup(func() {
 		b.stop(os.Interrupt)
-		if t.Failed() {
-			t.Logf("brokerd:\n%s", b.log)
+		if b.t.Failed() {
+			b.t.Logf("brokerd:\n%s", b.log)
 		}
 		if strings.Contains(b.log.String(), "DATA RACE") {
-			t.Errorf("brokerd has a data race:\n%s", b.log)
+			b.t.Errorf("brokerd has a data race:\n%s", b.log)
 		}
-		os.RemoveAll(dir)
 	})
-	return b
 }
 
 func (b *broker) must(err error) {
@@ -208,7 +221,8 @@ func (b *broker) start() {
 	b.log = &lockedBuffer{}
 	b.process = exec.Command(b.binary, "-config", b.dir+"/brokerd.yaml")
 	b.process.Stderr = b.log
-	b.process.Env = append(os.Environ(), "GORACE=halt_on_error=0")
+	// The race detector sleeps for a second at the end of a program by default.
+	b.process.Env = append(os.Environ(), "GORACE=halt_on_error=0 atexit_sleep_ms=50")
 	b.must(b.process.Start())
 	b.done = make(chan struct{})
 	go func(p *exec.Cmd, done chan struct{}) {

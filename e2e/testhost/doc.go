@@ -17,15 +17,18 @@
 // [Start] raises the engine and refuses to do so anywhere else. One [Host] can
 // be up at a time in one namespace: two engines would fight over the bridge.
 //
+// A [Registry] is a real registry beside it, with a proxy in front of it that
+// records what is asked and lets a test make it fail. One can be up at a time.
+//
 // A [Recorder] stands between a client and the engine, or in place of the
 // engine. It needs neither root nor namespaces.
 //
-// The package needs root, Linux and dockerd on PATH; scripts/install-test-deps
-// installs what is missing. Without them [Main] skips the suite with one line
-// on stderr, or fails it when E2E_REQUIRE=1. With E2E_ENGINE_ROOT=DIR the
-// engine is taken from the root file system at DIR, which is how the suite runs
-// against another release than the machine's.
+// The package needs root, Linux, and dockerd and docker-registry on PATH;
+// scripts/install-test-deps installs what is missing. Without them [Main] skips
+// the suite with one line on stderr, or fails it when E2E_REQUIRE=1. With
+// E2E_ENGINE_ROOT=DIR the engine is taken from the root file system at DIR, which
+// is how the suite runs against another release than the machine's.
 //
-// Images are made from nothing but a static helper program (./guest): no test
-// reaches a registry of the outside world.
+// Images are made from nothing but a static helper program (./guest) and what a
+// test makes up: no test reaches a registry of the outside world.
 package testhost

@@ -46,14 +46,17 @@ func available() error {
 	if err := os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin"); err != nil {
 		return err
 	}
+	needed := []string{"docker-registry", "dockerd"}
 	if root := os.Getenv(engineRootEnv); root != "" {
 		if _, err := os.Stat(root + engineInRoot); err != nil {
 			return fmt.Errorf("%w: %s: %v", ErrUnavailable, engineRootEnv, err)
 		}
-		return nil
+		needed = needed[:1]
 	}
-	if _, err := exec.LookPath("dockerd"); err != nil {
-		return fmt.Errorf("%w: there is no dockerd (scripts/install-test-deps)", ErrUnavailable)
+	for _, program := range needed {
+		if _, err := exec.LookPath(program); err != nil {
+			return fmt.Errorf("%w: there is no %s (scripts/install-test-deps)", ErrUnavailable, program)
+		}
 	}
 	return nil
 }

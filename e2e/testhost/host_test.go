@@ -36,6 +36,7 @@ func TestHost(t *testing.T) {
 	t.Run("events", func(t *testing.T) { testEvents(t, h) })
 	t.Run("health", func(t *testing.T) { testHealth(t, h) })
 	t.Run("recorder", func(t *testing.T) { testRecorderUpstream(t, h) })
+	t.Run("registry", func(t *testing.T) { testRegistry(t, h) })
 	t.Run("engine down and back", func(t *testing.T) { testDownAndBack(t, h) })
 
 	begin = time.Now()

@@ -65,7 +65,7 @@ func RecordEngine(upstream string) (*Recorder, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &Recorder{Socket: filepath.Join(dir, "docker.sock"), dir: dir, cancel: cancel}
 	if upstream != "" {
-		r.upstream = proxyTo(upstream)
+		r.upstream = proxyThrough(unixTransport(upstream))
 	}
 	r.server = &http.Server{
 		Handler:     r,
@@ -82,16 +82,17 @@ func RecordEngine(upstream string) (*Recorder, error) {
 	return r, nil
 }
 
-func proxyTo(socket string) *httputil.ReverseProxy {
+// proxyThrough passes requests on to whatever the transport dials.
+func proxyThrough(transport *http.Transport) *httputil.ReverseProxy {
 	return &httputil.ReverseProxy{
 		Rewrite: func(p *httputil.ProxyRequest) {
-			p.Out.URL.Scheme, p.Out.URL.Host = "http", "engine"
+			p.Out.URL.Scheme, p.Out.URL.Host = "http", "upstream"
 		},
-		Transport:     unixTransport(socket),
-		FlushInterval: -1, // logs and events pass as they come
+		Transport:     transport,
+		FlushInterval: -1, // what streams passes as it comes
 		ErrorLog:      log.New(io.Discard, "", 0),
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
-			Fail(http.StatusBadGateway, "recorder: "+err.Error())(w, nil)
+			Fail(http.StatusBadGateway, "proxy: "+err.Error())(w, nil)
 		},
 	}
 }

@@ -71,6 +71,9 @@ func (d *runDir) remove() error {
 	if err := removeCgroups(d.path); err != nil {
 		return err
 	}
+	if root := os.Getenv(engineRootEnv); root != "" {
+		_ = os.Remove(filepath.Join(root, d.path)) // where the folder was mounted, for furnishRoot
+	}
 	return os.RemoveAll(d.path)
 }
 
