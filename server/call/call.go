@@ -25,6 +25,9 @@ type Scope interface {
 	// Denied reports whether a rule forbids the called method's permission on what
 	// its resource turned out to be, such as the digest behind a tag.
 	Denied(resource string) bool
+	// Still reports whether the call would be let through now, for what it does
+	// thing by thing. An error is ready for the caller, and means: do no more.
+	Still() error
 	// Others reports whether the call may be about another caller's object: whether
 	// the caller has the permission that the method declares for that. From then
 	// on the call depends on it.
@@ -79,6 +82,9 @@ func Permits(ctx context.Context, permission, resource string) bool {
 // Denied reports whether a rule forbids what the resource turned out to be.
 func Denied(ctx context.Context, resource string) bool { return from(ctx).Denied(resource) }
 
+// Still reports whether the call would be let through now.
+func Still(ctx context.Context) error { return from(ctx).Still() }
+
 // Others reports whether the call may be about another caller's object.
 func Others(ctx context.Context) bool { return from(ctx).Others() }
 
@@ -109,6 +115,7 @@ func (nothing) Visible(string) bool                  { return false }
 func (nothing) Permits(string, string) bool          { return false }
 func (nothing) Denied(string) bool                   { return true }
 func (nothing) Others() bool                         { return false }
+func (nothing) Still() error                         { return fault.Internal("none") }
 func (nothing) Intend(context.Context, string) error { return fault.Internal("none") }
 func (nothing) Note(string)                          {}
 func (nothing) Caller() Caller                       { return Caller{} }

@@ -128,6 +128,7 @@ type op struct {
 	recorded bool // Its request_id is.
 	answer   *idempotency.Answer
 	others   atomic.Bool // It is about another caller's object.
+	became   []string    // What its resource turned out to be. Under noteLock.
 	work     *work       // Of a call that is an operation.
 
 	cut      context.CancelCauseFunc // Of calls that can be cut.
@@ -262,6 +263,15 @@ func (o *op) permitted() error {
 		}
 		if !slices.Contains(o.rules, d.Rule) {
 			o.rules = append(o.rules, d.Rule)
+		}
+	}
+	o.noteLock.Lock()
+	became := o.became
+	o.noteLock.Unlock()
+	for _, resource := range became {
+		if r := p.Denied(o.caller.ID, o.method.Permission, resource); r != nil {
+			o.record.Rule = r.Place
+			return fault.Denied(o.method.Permission, resource, o.caller.ID)
 		}
 	}
 	return o.unfrozen()

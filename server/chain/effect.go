@@ -162,7 +162,7 @@ func (o *op) Intend(ctx context.Context, target string) error {
 	}
 	o.recorded = true
 	if o.work != nil {
-		close(o.work.begun)
+		o.work.publish()
 	}
 	return nil
 }
@@ -175,7 +175,7 @@ func (o *op) closeEffect(err error) error {
 	defer cancel()
 	_, failed := o.chain.Audit.Sync(ctx, o.snapshot())
 	requestID := o.req.(changer).GetRequestId()
-	if !o.recorded || o.record.Reason == "ENGINE_UNAVAILABLE" {
+	if !o.recorded || o.record.Reason == "ENGINE_UNAVAILABLE" && o.work == nil {
 		// The effect never began, and the engine never heard of it: the ID may be
 		// used again.
 		if e := o.chain.Requests.Abandon(o.caller.ID, requestID, true); e != nil {
@@ -234,7 +234,26 @@ func (o *op) Permits(permission, resource string) bool {
 
 // Denied implements call.Scope.
 func (o *op) Denied(resource string) bool {
-	return o.chain.Policy().Denied(o.caller.ID, o.method.Permission, resource) != nil
+	if r := o.chain.Policy().Denied(o.caller.ID, o.method.Permission, resource); r != nil {
+		o.record.Rule = r.Place
+		return true
+	}
+	// From now on every decision is about that too.
+	o.noteLock.Lock()
+	defer o.noteLock.Unlock()
+	o.became = append(o.became, resource)
+	return false
+}
+
+// Still implements call.Scope.
+func (o *op) Still() error {
+	o.chain.mu.Lock()
+	stopping := o.chain.stopping
+	o.chain.mu.Unlock()
+	if stopping {
+		return o.stopped()
+	}
+	return o.permitted()
 }
 
 // Others implements call.Scope.

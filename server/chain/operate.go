@@ -48,7 +48,11 @@ func (o *op) operate(srv any, ss grpc.ServerStream, handler grpc.StreamHandler) 
 	release := o.release
 	o.release = nil
 	defer release()
+	return fault.Ensure(o.serve(srv, ss, handler), o.record.Call)
+}
 
+// serve has the work done, and sends its events.
+func (o *op) serve(srv any, ss grpc.ServerStream, handler grpc.StreamHandler) error {
 	w := &work{op: o, begun: make(chan struct{})}
 	o.work = w
 	ctx := o.cuttable(call.With(context.WithoutCancel(ss.Context()), o))
@@ -63,6 +67,9 @@ func (o *op) operate(srv any, ss grpc.ServerStream, handler grpc.StreamHandler) 
 	case <-w.begun:
 		return o.follow(ss, w.operation, w.detach)
 	case <-ss.Context().Done():
+		if w.named() { // With detach it goes on: follow knows.
+			return o.follow(ss, w.operation, w.detach)
+		}
 		o.cut(hungUp())
 		return hungUp()
 	case <-ctx.Done():
@@ -80,12 +87,10 @@ func (w *work) answer(ss grpc.ServerStream, err error) error {
 	if w.known != nil {
 		return w.op.follow(ss, w.known, w.detach)
 	}
-	select {
-	case <-w.begun: // It was quick.
+	if w.named() { // It was quick.
 		return w.op.follow(ss, w.operation, w.detach)
-	default:
-		return err
 	}
+	return err
 }
 
 func hungUp() error {
@@ -159,6 +164,7 @@ func (s *workStream) RecvMsg(m any) error {
 	if err != nil {
 		return err
 	}
+	o.method.Operation.Number(event.(proto.Message), 1)
 	if err := s.ServerStream.SendMsg(event); err != nil { // Its journal is no longer kept.
 		return err
 	}
@@ -233,11 +239,31 @@ func (w *work) end(err error) error {
 	if w.operation == nil {
 		return err
 	}
-	err = fault.Annotate(err, "operation", w.operation.View().GetName())
+	if w.named() {
+		err = fault.Annotate(err, "operation", w.operation.View().GetName())
+	} else { // Its intent is not on record: it never came to be.
+		w.op.chain.Operations.Discard(w.operation)
+	}
 	if failed := w.operation.End(w.encoder(w.result), err, w.op.chain.Now()); failed != nil {
 		slog.Error("the journal of an operation was not closed; it reads as interrupted after a restart", "call", w.op.record.Call, "error", failed)
 	}
 	return err
+}
+
+// publish makes the operation one that can be looked up: its intent is on record.
+func (w *work) publish() {
+	w.op.chain.Operations.Publish(w.operation)
+	close(w.begun)
+}
+
+// named reports whether the operation was published.
+func (w *work) named() bool {
+	select {
+	case <-w.begun:
+		return true
+	default:
+		return false
+	}
 }
 
 // follow sends an operation's events to the caller whose call this is: the first
@@ -249,6 +275,8 @@ func (o *op) follow(ss grpc.ServerStream, x *operation.Operation, detach bool) e
 	s.sending.begun.Store(true)
 	ctx := s.cuttable(ss.Context())
 	defer s.uncuttable()
+	// What has ended cannot be left to itself: how it ended is the answer.
+	detach = detach && x.View().GetState() == operation.Running
 	if detach {
 		if err := x.Detach(); err != nil {
 			return fault.New(brokerv1.ErrorReason_ERROR_REASON_STATE_UNAVAILABLE,
@@ -273,25 +301,34 @@ func (o *op) follow(ss grpc.ServerStream, x *operation.Operation, detach bool) e
 func (o *op) sendAll(ctx context.Context, ss grpc.ServerStream, x *operation.Operation, first bool) error {
 	w, err := x.Watch(0)
 	if err != nil {
-		return err
+		return unreadable(x, err)
 	}
 	defer w.Close()
 	for {
 		data, err := w.Next(ctx)
-		if errors.Is(err, io.EOF) {
+		switch {
+		case errors.Is(err, io.EOF):
 			return nil
-		}
-		if err != nil {
+		case err != nil && ctx.Err() != nil:
 			return err
+		case err != nil:
+			return unreadable(x, err)
 		}
 		event, err := o.method.Operation.Decode(data)
 		if err != nil {
-			return err
+			return unreadable(x, err)
 		}
 		if err := ss.SendMsg(event); err != nil || first {
 			return err
 		}
 	}
+}
+
+// unreadable says that a journal cannot be read. How is for the log.
+func unreadable(x *operation.Operation, err error) error {
+	slog.Error("the journal of an operation cannot be read", "operation", x.View().GetName(), "error", err)
+	return fault.New(brokerv1.ErrorReason_ERROR_REASON_STATE_UNAVAILABLE,
+		"the operation's journal cannot be read; OperationService.GetOperation says where it is; tell the operator", fault.With("operation", x.View().GetName()))
 }
 
 // WaitForWork waits until all operations have ended, or for so long.

@@ -186,6 +186,9 @@ func (o *op) stillFine(now time.Time) error {
 	again := &op{chain: o.chain, method: o.method, caller: o.caller, req: o.req}
 	again.record.Resource = o.record.Resource
 	again.others.Store(o.others.Load())
+	o.noteLock.Lock()
+	again.became = o.became
+	o.noteLock.Unlock()
 	if err := again.permitted(); err != nil {
 		if fault.Reason(err) == "FROZEN" {
 			return err

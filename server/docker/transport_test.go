@@ -32,6 +32,7 @@ func (leave) Visible(string) bool                  { return true }
 func (leave) Permits(string, string) bool          { return true }
 func (leave) Denied(string) bool                   { return false }
 func (leave) Others() bool                         { return false }
+func (leave) Still() error                         { return nil }
 func (leave) Intend(context.Context, string) error { return nil }
 func (leave) Note(string)                          {}
 func (leave) Caller() call.Caller                  { return call.Caller{} }

@@ -49,16 +49,20 @@ const maxJournal = 1 << 20
 type Operation struct {
 	id, path string
 
-	mu      sync.Mutex
+	// io is held while the file is written, which a bad disk can make long. Who
+	// reads waits for mu alone.
+	io     sync.Mutex
+	file   *os.File // Of a running one.
+	broken bool     // Something may stand behind size.
+
+	mu      sync.Mutex          // Of what follows. Written under io as well.
 	view    *brokerv1.Operation // Replaced on every change, never written to.
 	status  []byte              // Of one that failed: a serialised google.rpc.Status.
 	latest  []byte              // The newest event.
 	size    int64               // Of the file's whole lines.
-	broken  bool                // Something may stand behind size.
-	file    *os.File            // Of a running one.
 	changed chan struct{}       // Closed at the next change.
 	ended   chan struct{}
-	cancel  context.CancelCauseFunc
+	cancel  context.CancelCauseFunc // Of a running one.
 }
 
 // line is one line of a journal: a new description, or an event, or both.
@@ -103,16 +107,19 @@ func (o *Operation) Ended() <-chan struct{} { return o.ended }
 
 // Cancel asks a running operation to end, for a reason.
 func (o *Operation) Cancel(cause error) {
-	if o.cancel != nil {
-		o.cancel(cause)
+	o.mu.Lock()
+	cancel := o.cancel
+	o.mu.Unlock()
+	if cancel != nil {
+		cancel(cause)
 	}
 }
 
 // Append adds an event of progress; encode gets its number. What cannot be
 // written is dropped: progress is no promise.
 func (o *Operation) Append(encode func(sequence int64) ([]byte, error)) error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
+	o.io.Lock()
+	defer o.io.Unlock()
 	if o.file == nil || o.size >= maxJournal {
 		return nil
 	}
@@ -123,8 +130,7 @@ func (o *Operation) Append(encode func(sequence int64) ([]byte, error)) error {
 		return err
 	}
 	if err := o.write(line{Sequence: view.LastSequence, Event: event}); err == nil {
-		o.latest = event
-		o.show(view)
+		o.show(view, event)
 	}
 	return nil
 }
@@ -149,8 +155,8 @@ func (o *Operation) Found(a brokerv1.Aftermath) error {
 
 // edit changes the description, durably; change reports whether it did.
 func (o *Operation) edit(change func(*brokerv1.Operation) bool) error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
+	o.io.Lock()
+	defer o.io.Unlock()
 	view := proto.CloneOf(o.view)
 	if !change(view) {
 		return nil
@@ -166,7 +172,7 @@ func (o *Operation) edit(change func(*brokerv1.Operation) bool) error {
 	if err := o.writeView(view, nil, nil); err != nil {
 		return err
 	}
-	o.show(view)
+	o.show(view, nil)
 	return nil
 }
 
@@ -174,26 +180,29 @@ func (o *Operation) edit(change func(*brokerv1.Operation) bool) error {
 // or with what the caller of one that did not is told. After an error the end is
 // known until the broker stops, and reads as interrupted after.
 func (o *Operation) End(result func(sequence int64) ([]byte, error), failure error, now time.Time) (err error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
+	o.io.Lock()
+	defer o.io.Unlock()
 	view := proto.CloneOf(o.view)
 	view.State, view.EndTime = Succeeded, timestamppb.New(now)
-	var last []byte
+	var last, told []byte
 	if failure == nil {
 		view.LastSequence++
 		if last, err = result(view.LastSequence); err != nil {
 			failure = fault.Internal(o.id)
 		}
-		o.latest = last
 	}
 	if failure != nil {
 		st := status.Convert(failure)
 		view.State, view.ErrorReason, view.ErrorMessage = stateOf(failure), fault.Reason(failure), st.Message()
-		o.status, _ = proto.Marshal(st.Proto()) // A status always marshals.
+		told, _ = proto.Marshal(st.Proto()) // A status always marshals.
 	}
-	err = errors.Join(err, o.writeView(view, last, o.status), o.file.Close())
+	err = errors.Join(err, o.writeView(view, last, told), o.file.Close())
 	o.file = nil
-	o.show(view)
+	o.mu.Lock()
+	o.status = told
+	o.cancel = nil // It holds on to the call, and to its connection.
+	o.mu.Unlock()
+	o.show(view, last)
 	close(o.ended)
 	return err
 }
@@ -208,9 +217,15 @@ func stateOf(failure error) brokerv1.OperationState {
 	return Failed
 }
 
-// show makes a description the one in force and wakes who waits for it.
-func (o *Operation) show(view *brokerv1.Operation) {
+// show makes a description the one in force, with a new event if there is one, and
+// wakes who waits for it.
+func (o *Operation) show(view *brokerv1.Operation, event []byte) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	o.view = view
+	if event != nil {
+		o.latest = event
+	}
 	close(o.changed)
 	o.changed = make(chan struct{})
 }
@@ -253,6 +268,8 @@ func (o *Operation) write(l line) error {
 		o.broken = true
 		return err
 	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	o.size += int64(len(text)) + 1
 	return nil
 }

@@ -66,7 +66,11 @@ func try(s *Store, n int, edit func(*brokerv1.Operation)) (*Operation, error) {
 	if edit != nil {
 		edit(v)
 	}
-	return s.Begin(v, func(*brokerv1.Operation) ([]byte, error) { return []byte("1 begun"), nil }, func(error) {})
+	o, err := s.Begin(v, func(*brokerv1.Operation) ([]byte, error) { return []byte("1 begun"), nil }, func(error) {})
+	if err == nil {
+		s.Publish(o)
+	}
+	return o, err
 }
 
 func succeed(t *testing.T, o *Operation) {
@@ -214,6 +218,34 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
+// TestUnnamed: what nobody was told of cannot be found, and counts; what never
+// came to be leaves nothing.
+func TestUnnamed(t *testing.T) {
+	s := open(t, folder(t), func(o *Options) { o.PerCaller = 1 })
+	v := &brokerv1.Operation{Name: "operations/" + id(1), Caller: caller, RequestId: "r"}
+	o, err := s.Begin(v, func(*brokerv1.Operation) ([]byte, error) { return []byte("1"), nil }, func(error) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Get(v.GetName()) != nil || s.Of(caller, "r") != nil || len(s.List()) != 0 {
+		t.Error("it can be found before its time")
+	}
+	if _, err := try(s, 2, nil); !errors.Is(err, ErrCallerBusy) {
+		t.Errorf("it does not count: %v", err)
+	}
+	s.Discard(o)
+	if left, _ := filepath.Glob(s.Dir + "/*"); len(left) != 0 {
+		t.Errorf("it leaves %v", left)
+	}
+	begin(t, s, 2, nil)
+	if err := o.End(nil, errors.New("x"), time.Now()); err != nil { // Its file is closed all the same.
+		t.Error(err)
+	}
+	if _, err := s.Begin(&brokerv1.Operation{Name: "operations/" + id(2)}, func(*brokerv1.Operation) ([]byte, error) { return nil, nil }, func(error) {}); err == nil {
+		t.Error("two of one name")
+	}
+}
+
 // TestDamagedJournals are left out and left alone; the others are there.
 func TestDamagedJournals(t *testing.T) {
 	dir := folder(t)
@@ -271,8 +303,10 @@ func TestLimits(t *testing.T) {
 	begin(t, s, 6, func(v *brokerv1.Operation) { other(v); v.Method = "JobService/RunJob" })
 	succeed(t, s.Get("operations/"+id(0)))
 	begin(t, s, 7, nil)
-	if left, _ := filepath.Glob(s.Dir + "/*"); len(left) != 6 {
-		t.Errorf("%d journals, want 6: one that was refused has one", len(left))
+	// Nobody can use up all that there is of a kind: each has a first one.
+	begin(t, s, 8, func(v *brokerv1.Operation) { v.Caller = "spiffe://home.example/operator/ada" })
+	if left, _ := filepath.Glob(s.Dir + "/*"); len(left) != 7 {
+		t.Errorf("%d journals, want 7: one that was refused has one", len(left))
 	}
 }
 

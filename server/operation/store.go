@@ -34,7 +34,7 @@ type Options struct {
 	// ended go first.
 	Kept int
 	// PerCaller and PerKind are how many may run at once, of one caller and of one
-	// method.
+	// method. One of its own every caller may run, whatever others run.
 	PerCaller, PerKind int
 	// Now is the clock.
 	Now func() time.Time
@@ -50,8 +50,9 @@ var (
 type Store struct {
 	Options
 
-	mu  sync.Mutex
-	all map[string]*Operation // By ID.
+	mu      sync.Mutex
+	all     map[string]*Operation // By ID.
+	unnamed map[string]*Operation // Begun, and known to nobody yet.
 }
 
 const (
@@ -64,7 +65,7 @@ func Open(o Options) (*Store, error) {
 	if err := rootfile.MkdirPrivate(o.Dir); err != nil {
 		return nil, err
 	}
-	s := &Store{Options: o, all: map[string]*Operation{}}
+	s := &Store{Options: o, all: map[string]*Operation{}, unnamed: map[string]*Operation{}}
 	paths, err := filepath.Glob(filepath.Join(o.Dir, "*"+suffix))
 	if err != nil {
 		return nil, err
@@ -178,7 +179,7 @@ func (l *lines) next() (line, error) {
 
 // Begin makes a running operation out of its description (name, method, resource,
 // target, caller, request ID). first encodes the event that names it. It is on
-// disk when Begin returns. cancel ends the work.
+// disk when Begin returns, and known to nobody until Publish. cancel ends the work.
 func (s *Store) Begin(view *brokerv1.Operation, first func(*brokerv1.Operation) ([]byte, error), cancel context.CancelCauseFunc) (*Operation, error) {
 	view = proto.CloneOf(view)
 	view.State, view.CreateTime, view.LastSequence = Running, timestamppb.New(s.Now()), 1
@@ -195,10 +196,26 @@ func (s *Store) Begin(view *brokerv1.Operation, first func(*brokerv1.Operation) 
 		return nil, err
 	}
 	if err := o.create(); err != nil {
-		s.drop(o)
+		s.Discard(o)
 		return nil, err
 	}
 	return o, nil
+}
+
+// Publish makes a begun operation one that can be looked up.
+func (s *Store) Publish(o *Operation) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.unnamed, o.id)
+	s.all[o.id] = o
+}
+
+// Discard forgets a begun operation that never came to be.
+func (s *Store) Discard(o *Operation) {
+	s.mu.Lock()
+	delete(s.unnamed, o.id)
+	s.mu.Unlock()
+	s.remove(o)
 }
 
 // create writes the journal's first line, durably, name and all.
@@ -223,10 +240,15 @@ func syncDir(path string) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// reserve counts a new operation, or says why it may not run.
+// reserve counts a new operation, or says why it may not run. The oldest of its
+// caller's that have ended make room for it.
 func (s *Store) reserve(o *Operation) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	var gone []*Operation
+	defer func() {
+		s.mu.Unlock()
+		s.remove(gone...)
+	}()
 	if err := s.room(o.view.GetCaller(), o.view.GetMethod()); err != nil {
 		return err
 	}
@@ -240,12 +262,14 @@ func (s *Store) reserve(o *Operation) error {
 			}
 		}
 	}
-	slices.SortFunc(ended, newestFirst)
-	for ; held >= s.Kept && len(ended) > 0; held-- {
-		s.remove(ended[len(ended)-1])
-		ended = ended[:len(ended)-1]
+	if excess := min(held-s.Kept+1, len(ended)); excess > 0 {
+		slices.SortFunc(ended, newestFirst)
+		gone = ended[len(ended)-excess:]
+		for _, old := range gone {
+			delete(s.all, old.id)
+		}
 	}
-	s.all[o.id] = o
+	s.unnamed[o.id] = o
 	return nil
 }
 
@@ -258,22 +282,24 @@ func (s *Store) Room(caller, method string) error {
 
 func (s *Store) room(caller, method string) error {
 	mine, kind := 0, 0
-	for _, o := range s.all {
-		v := o.View()
-		if v.GetState() != Running {
-			continue
-		}
-		if v.GetCaller() == caller {
-			mine++
-		}
-		if v.GetMethod() == method {
-			kind++
+	for _, all := range []map[string]*Operation{s.all, s.unnamed} {
+		for _, o := range all {
+			v := o.View()
+			if v.GetState() != Running {
+				continue
+			}
+			if v.GetCaller() == caller {
+				mine++
+			}
+			if v.GetMethod() == method {
+				kind++
+			}
 		}
 	}
 	switch {
 	case mine >= s.PerCaller:
 		return ErrCallerBusy
-	case kind >= s.PerKind:
+	case kind >= s.PerKind && mine > 0: // A first one each, whatever others run.
 		return ErrKindBusy
 	}
 	return nil
@@ -284,17 +310,12 @@ func newestFirst(a, b *Operation) int {
 	return cmp.Or(vb.GetCreateTime().AsTime().Compare(va.GetCreateTime().AsTime()), cmp.Compare(va.GetName(), vb.GetName()))
 }
 
-func (s *Store) drop(o *Operation) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.remove(o)
-}
-
-// remove forgets an operation. Who watches it reads on to its end.
-func (s *Store) remove(o *Operation) {
-	delete(s.all, o.id)
-	if err := os.Remove(o.path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		slog.Warn("the journal of an operation was not removed", "path", o.path, "error", err)
+// remove deletes journals. Who watches one reads on to its end.
+func (s *Store) remove(gone ...*Operation) {
+	for _, o := range gone {
+		if err := os.Remove(o.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			slog.Warn("the journal of an operation was not removed", "path", o.path, "error", err)
+		}
 	}
 }
 
@@ -330,11 +351,13 @@ func (s *Store) List() []*Operation {
 // Sweep removes what was kept for long enough.
 func (s *Store) Sweep() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, o := range s.all {
-		v := o.View()
-		if v.GetState() != Running && s.Now().Sub(v.GetEndTime().AsTime()) >= s.Retention {
-			s.remove(o)
+	var gone []*Operation
+	for id, o := range s.all {
+		if v := o.View(); v.GetState() != Running && s.Now().Sub(v.GetEndTime().AsTime()) >= s.Retention {
+			gone = append(gone, o)
+			delete(s.all, id)
 		}
 	}
+	s.mu.Unlock()
+	s.remove(gone...)
 }
