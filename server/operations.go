@@ -65,7 +65,7 @@ func (s *operations) ListOperations(ctx context.Context, req *brokerv1.ListOpera
 	}
 	resp := &brokerv1.ListOperationsResponse{}
 	resp.Operations, resp.NextPageToken = page.Cut(p, page.Sort(all), func(v *brokerv1.Operation) bool {
-		return visible(ctx, v) && (len(req.GetStates()) == 0 || slices.Contains(req.GetStates(), v.GetState()))
+		return call.Visible(ctx, v.GetName()) && visible(ctx, v) && (len(req.GetStates()) == 0 || slices.Contains(req.GetStates(), v.GetState()))
 	})
 	return resp, nil
 }

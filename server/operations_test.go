@@ -255,7 +255,10 @@ func TestWatchGoesOn(t *testing.T) {
 // TestStopInterrupts: a stop in order ends what runs, soon, and says so; the
 // aftermath is what the engine has.
 func TestStopInterrupts(t *testing.T) {
-	for _, finished := range []bool{false, true} {
+	const digest, tag = "docker.io/library/alpine@" + pulledDigest, "docker.io/library/alpine:latest"
+	for want, left := range map[brokerv1.Aftermath][]string{
+		brokerv1.Aftermath_AFTERMATH_NONE: nil, brokerv1.Aftermath_AFTERMATH_PARTIAL: {digest}, brokerv1.Aftermath_AFTERMATH_COMPLETE: {digest, tag},
+	} {
 		r := newRig(t, pullers, nil)
 		p := r.pulls()
 		id := uuid.NewString()
@@ -266,14 +269,12 @@ func TestStopInterrupts(t *testing.T) {
 			t.Errorf("the stop took %v", took)
 		}
 		p.mu.Lock()
-		p.present["docker.io/library/alpine@"+pulledDigest] = finished
+		for _, ref := range left {
+			p.present[ref] = true
+		}
 		p.mu.Unlock()
 		r.start(nil)
 		c := brokerv1.NewOperationServiceClient(r.dial(hermes))
-		want := brokerv1.Aftermath_AFTERMATH_NONE
-		if finished {
-			want = brokerv1.Aftermath_AFTERMATH_COMPLETE
-		}
 		var got *brokerv1.GetOperationResponse
 		eventually(t, "the aftermath is known", func() bool {
 			var err error
@@ -283,22 +284,9 @@ func TestStopInterrupts(t *testing.T) {
 		if got.GetOperation().GetState() != brokerv1.OperationState_OPERATION_STATE_INTERRUPTED || got.GetOperation().GetErrorReason() != "OPERATION_INTERRUPTED" {
 			t.Errorf("%v", got)
 		}
-		s, err := brokerv1.NewImageServiceClient(r.dial(hermes)).Pull(t.Context(), &brokerv1.PullRequest{Image: "alpine", Detach: true, RequestId: id})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if m, err := s.Recv(); err != nil || m.GetOperation().GetName() != name {
-			t.Errorf("the same request: %v, %v", m, err)
-		}
-		s, err = brokerv1.NewImageServiceClient(r.dial(hermes)).Pull(t.Context(), &brokerv1.PullRequest{Image: "alpine", RequestId: id})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for err == nil {
-			_, err = s.Recv()
-		}
-		if reasonOf(err) != "OPERATION_INTERRUPTED" {
-			t.Errorf("the same request ends with %v", err)
+		again, s := begin(t, r.dial(hermes), &brokerv1.PullRequest{Image: "alpine", Detach: true, RequestId: id})
+		if _, err := s.Recv(); again != name || reasonOf(err) != "OPERATION_INTERRUPTED" {
+			t.Errorf("the same request is %s, not %s, and ends with %v", again, name, err)
 		}
 	}
 }

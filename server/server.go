@@ -279,6 +279,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	watchers.Go(func() { s.watchPolicy(watching) })
 	watchers.Go(func() { s.watchCalls(watching) })
 	watchers.Go(func() { s.watchEngine(watching) })
+	go s.watchOperations(watching)
 	if s.files != nil {
 		watchers.Go(func() { s.files.Watch(watching, pollInterval, s.identityReloaded) })
 	}

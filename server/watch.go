@@ -96,12 +96,24 @@ func (s *Server) watchCalls(ctx context.Context) {
 		if n%30 == 0 { // A Workload API changes the bundle without a word.
 			s.creds.Reverify()
 		}
-		if n%60 == 0 {
-			s.ops.Sweep()
-		}
 		if err := s.audit.Healthy(); (err == nil) != healthy {
 			healthy = err == nil
 			slog.Error("the audit trail", "healthy", healthy, "error", err)
+		}
+	}
+}
+
+// watchOperations removes what was kept for long enough. Nothing waits for it: the
+// disk may hang.
+func (s *Server) watchOperations(ctx context.Context) {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			s.ops.Sweep()
 		}
 	}
 }
@@ -112,7 +124,7 @@ func (s *Server) watchEngine(ctx context.Context) {
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
 	up := false
-	for {
+	for n := 0; ; n++ {
 		ping, cancel := context.WithTimeout(ctx, 2*time.Second)
 		_, err := s.engine.Ping(ping)
 		cancel()
@@ -126,10 +138,11 @@ func (s *Server) watchEngine(ctx context.Context) {
 				status = healthv1.HealthCheckResponse_SERVING
 			}
 			s.health.SetServingStatus(engineService, status)
-			if up {
-				s.lookBack(ctx)
-			}
 			slog.Info("container engine", "available", up)
+			n = 0
+		}
+		if up && n%30 == 0 { // Again once a minute, for what could not be seen.
+			s.lookBack(ctx)
 		}
 		select {
 		case <-ctx.Done():
@@ -143,19 +156,18 @@ func (s *Server) watchEngine(ctx context.Context) {
 func (s *Server) lookBack(ctx context.Context) {
 	for _, o := range s.ops.List() {
 		v := o.View()
-		if v.GetState() != operation.Interrupted || v.GetAftermath() != brokerv1.Aftermath_AFTERMATH_UNSPECIFIED || v.GetMethod() != "ImageService/Pull" {
+		if v.GetState() != operation.Interrupted || v.GetAftermath() != brokerv1.Aftermath_AFTERMATH_UNSPECIFIED {
 			continue
 		}
 		look, cancel := context.WithTimeout(ctx, 5*time.Second)
-		present, err := s.engine.Present(look, v.GetTarget())
+		found, err := s.engine.Aftermath(look, v.GetMethod(), v.GetTarget())
 		cancel()
 		if err != nil {
 			slog.Warn("what an interrupted operation has left is not known yet", "operation", v.GetName(), "error", err)
 			continue
 		}
-		found := brokerv1.Aftermath_AFTERMATH_NONE
-		if present {
-			found = brokerv1.Aftermath_AFTERMATH_COMPLETE
+		if found == brokerv1.Aftermath_AFTERMATH_UNSPECIFIED {
+			continue
 		}
 		if err := o.Found(found); err != nil {
 			slog.Error("what an interrupted operation has left cannot be written down", "operation", v.GetName(), "error", err)

@@ -916,7 +916,8 @@ type PruneRequest struct {
 	// Build cache that no build uses. It belongs to nobody, so it needs the
 	// permission engine.prune_build_cache.
 	BuildCache bool `protobuf:"varint,4,opt,name=build_cache,json=buildCache,proto3" json:"build_cache,omitempty"`
-	// Only what was made at least so long ago. Unset means any age.
+	// Only what was made at least so long ago. Unset means any age. An image's age is
+	// its own word.
 	MinAge *durationpb.Duration `protobuf:"bytes,5,opt,name=min_age,json=minAge,proto3" json:"min_age,omitempty"`
 	// A UUID chosen by the caller, new for every intended change. The same ID
 	// with the same request gives the first answer again, for 24 hours; with
@@ -1106,8 +1107,8 @@ type PrunedItem struct {
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// Whether it was removed. False with validate_only.
 	Removed bool `protobuf:"varint,6,opt,name=removed,proto3" json:"removed,omitempty"`
-	// Why it was not removed: "in use now", "gone already". Empty when it was, and
-	// with validate_only.
+	// Why it was not removed: "in use now", "gone already", "changed since",
+	// "failed: ..." or "not tried: ...". Empty when it was, and with validate_only.
 	Problem       string `protobuf:"bytes,7,opt,name=problem,proto3" json:"problem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -51,11 +51,14 @@ type EngineServiceClient interface {
 	//
 	// The broker itself looks for what to remove, keeps what the caller may
 	// remove one by one (containers.remove, and images.remove of every reference),
-	// and removes that one by one, by ID, at most 64 in a call, oldest first. With
-	// validate_only it lists the same things and removes nothing.
+	// and removes that one by one, at most 64 in a call, oldest first, each only if
+	// it still is what was decided on. What could not be removed before comes last.
+	// A freeze or a revoked grant stops it. With validate_only it lists the same
+	// things and removes nothing.
 	Prune(ctx context.Context, in *PruneRequest, opts ...grpc.CallOption) (*PruneResponse, error)
-	// Events streams what happens on the engine, to whatever the caller may
-	// list.
+	// Events streams what happens on the engine, to whatever the caller may list.
+	// The engine tells of an image that lost a reference, or is gone, by its ID
+	// alone: such events are for those who may list images without a reference.
 	Events(ctx context.Context, in *EventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EventsResponse], error)
 	// ListNetworks lists the networks that the caller's grants of networks.list
 	// match, by name.
@@ -175,11 +178,14 @@ type EngineServiceServer interface {
 	//
 	// The broker itself looks for what to remove, keeps what the caller may
 	// remove one by one (containers.remove, and images.remove of every reference),
-	// and removes that one by one, by ID, at most 64 in a call, oldest first. With
-	// validate_only it lists the same things and removes nothing.
+	// and removes that one by one, at most 64 in a call, oldest first, each only if
+	// it still is what was decided on. What could not be removed before comes last.
+	// A freeze or a revoked grant stops it. With validate_only it lists the same
+	// things and removes nothing.
 	Prune(context.Context, *PruneRequest) (*PruneResponse, error)
-	// Events streams what happens on the engine, to whatever the caller may
-	// list.
+	// Events streams what happens on the engine, to whatever the caller may list.
+	// The engine tells of an image that lost a reference, or is gone, by its ID
+	// alone: such events are for those who may list images without a reference.
 	Events(*EventsRequest, grpc.ServerStreamingServer[EventsResponse]) error
 	// ListNetworks lists the networks that the caller's grants of networks.list
 	// match, by name.

@@ -88,7 +88,8 @@ const (
 	// [NOT_FOUND] The engine has no such image, or the registry has no such tag or
 	// digest. Metadata: image.
 	ErrorReason_ERROR_REASON_IMAGE_NOT_FOUND ErrorReason = 24
-	// [FAILED_PRECONDITION] A container uses the image.
+	// [FAILED_PRECONDITION] A container uses the image, or it has tags in the
+	// repository of the digest that was to be removed.
 	ErrorReason_ERROR_REASON_IMAGE_IN_USE ErrorReason = 25
 	// [FAILED_PRECONDITION] The registry is one that root has to register first: an
 	// IP address, the host itself, or a name without a domain. Metadata: registry.

@@ -104,7 +104,7 @@ const (
 	PulledTag_PULLED_TAG_MOVED PulledTag = 2
 	// The registry moved the tag in the last moment, and the engine took the other
 	// image. The tag was taken off again, so that nothing uses what was not
-	// decided on. Pull again.
+	// decided on; the image that it named before has lost it too. Pull again.
 	PulledTag_PULLED_TAG_DROPPED PulledTag = 3
 )
 

@@ -45,7 +45,9 @@ type ImageServiceClient interface {
 	// for another joins it, with an operation of its own.
 	Pull(ctx context.Context, in *PullRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PullResponse], error)
 	// RemoveImage takes a reference off an image, and removes the image with its
-	// last one. An image that a container uses stays: IMAGE_IN_USE.
+	// last one. With the last tag of a repository go the digests there. An image
+	// that a container uses stays, and so does a digest while there are tags in its
+	// repository: IMAGE_IN_USE.
 	RemoveImage(ctx context.Context, in *RemoveImageRequest, opts ...grpc.CallOption) (*RemoveImageResponse, error)
 }
 
@@ -117,7 +119,9 @@ type ImageServiceServer interface {
 	// for another joins it, with an operation of its own.
 	Pull(*PullRequest, grpc.ServerStreamingServer[PullResponse]) error
 	// RemoveImage takes a reference off an image, and removes the image with its
-	// last one. An image that a container uses stays: IMAGE_IN_USE.
+	// last one. With the last tag of a repository go the digests there. An image
+	// that a container uses stays, and so does a digest while there are tags in its
+	// repository: IMAGE_IN_USE.
 	RemoveImage(context.Context, *RemoveImageRequest) (*RemoveImageResponse, error)
 	mustEmbedUnimplementedImageServiceServer()
 }

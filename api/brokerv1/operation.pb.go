@@ -98,6 +98,8 @@ const (
 	Aftermath_AFTERMATH_NONE Aftermath = 1
 	// All of it: the work had been done.
 	Aftermath_AFTERMATH_COMPLETE Aftermath = 2
+	// A part that can be used: an image by its digest, without the tag.
+	Aftermath_AFTERMATH_PARTIAL Aftermath = 3
 )
 
 // Enum value maps for Aftermath.
@@ -106,11 +108,13 @@ var (
 		0: "AFTERMATH_UNSPECIFIED",
 		1: "AFTERMATH_NONE",
 		2: "AFTERMATH_COMPLETE",
+		3: "AFTERMATH_PARTIAL",
 	}
 	Aftermath_value = map[string]int32{
 		"AFTERMATH_UNSPECIFIED": 0,
 		"AFTERMATH_NONE":        1,
 		"AFTERMATH_COMPLETE":    2,
+		"AFTERMATH_PARTIAL":     3,
 	}
 )
 
@@ -156,7 +160,8 @@ type Operation struct {
 	Method string `protobuf:"bytes,2,opt,name=method,proto3" json:"method,omitempty"`
 	// What it acts on: "images/docker.io/library/alpine:3.22".
 	Resource string `protobuf:"bytes,3,opt,name=resource,proto3" json:"resource,omitempty"`
-	// What that was resolved to: "docker.io/library/alpine@sha256:...".
+	// What that was resolved to: "docker.io/library/alpine@sha256:... for
+	// docker.io/library/alpine:3.22".
 	Target string `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
 	// The SPIFFE ID of who began it.
 	Caller string `protobuf:"bytes,5,opt,name=caller,proto3" json:"caller,omitempty"`
@@ -340,11 +345,12 @@ const file_hermes_broker_v1_operation_proto_rawDesc = "" +
 	"\x19OPERATION_STATE_SUCCEEDED\x10\x02\x12\x1a\n" +
 	"\x16OPERATION_STATE_FAILED\x10\x03\x12\x1d\n" +
 	"\x19OPERATION_STATE_CANCELLED\x10\x04\x12\x1f\n" +
-	"\x1bOPERATION_STATE_INTERRUPTED\x10\x05*R\n" +
+	"\x1bOPERATION_STATE_INTERRUPTED\x10\x05*i\n" +
 	"\tAftermath\x12\x19\n" +
 	"\x15AFTERMATH_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eAFTERMATH_NONE\x10\x01\x12\x16\n" +
-	"\x12AFTERMATH_COMPLETE\x10\x02B8Z6github.com/gortium/hermes-broker/api/brokerv1;brokerv1b\x06proto3"
+	"\x12AFTERMATH_COMPLETE\x10\x02\x12\x15\n" +
+	"\x11AFTERMATH_PARTIAL\x10\x03B8Z6github.com/gortium/hermes-broker/api/brokerv1;brokerv1b\x06proto3"
 
 var (
 	file_hermes_broker_v1_operation_proto_rawDescOnce sync.Once

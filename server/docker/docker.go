@@ -4,7 +4,6 @@ import (
 	"context"
 	"sync"
 
-	"github.com/gortium/hermes-broker/server/imageref"
 	"github.com/gortium/hermes-broker/server/redact"
 )
 
@@ -48,23 +47,12 @@ func New(cfg Config) (*Services, error) {
 	return &Services{
 		Containers: &Containers{engine: e, redact: cfg.Redact},
 		Images:     newImages(e, disk, cfg.Registries, cfg.MinFree),
-		Engine:     &Engine{engine: e, disk: disk, measuring: make(chan struct{}, 1)},
+		Engine:     &Engine{engine: e, disk: disk},
 	}, nil
 }
 
 // Ping asks the engine whether it is there, and for its API version.
 func (s *Services) Ping(ctx context.Context) (string, error) { return s.Engine.engine.ping(ctx) }
-
-// Present reports whether the engine has an image by this reference: what an
-// interrupted pull is judged by.
-func (s *Services) Present(ctx context.Context, reference string) (bool, error) {
-	ref, err := imageref.Parse(reference)
-	if err != nil {
-		return false, err
-	}
-	img, err := s.Images.local(ctx, ref)
-	return img != nil, err
-}
 
 // disk is the file system where the engine keeps its data.
 type disk struct {

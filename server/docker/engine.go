@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"sync"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -18,9 +20,12 @@ import (
 // Engine is EngineService.
 type Engine struct {
 	brokerv1.UnimplementedEngineServiceServer
-	engine    *engine
-	disk      *disk
-	measuring chan struct{} // Held while the engine measures: it does one at a time.
+	engine *engine
+	disk   *disk
+
+	mu        sync.Mutex
+	measuring *measurement    // The one that runs.
+	stubborn  map[string]bool // What could not be removed, by ID: see Prune.
 }
 
 // Info implements brokerv1.EngineServiceServer.
@@ -44,19 +49,45 @@ func (s *Engine) Version(ctx context.Context, _ *brokerv1.VersionRequest) (*brok
 	return v, nil
 }
 
-// measure asks the engine for its use of the disk, when nobody else does.
+// measurement is one measuring of what takes how much.
+type measurement struct {
+	done chan struct{}
+	u    *usage
+	err  error
+}
+
+// measureTimeout is the engine's for one measurement.
+const measureTimeout = 110 * time.Second
+
+// measure asks the engine for its use of the disk. The engine does one measurement
+// at a time, and it takes long: all who ask meanwhile share it, and it goes on
+// when who began it has left.
 func (s *Engine) measure(ctx context.Context) (*usage, error) {
+	s.mu.Lock()
+	m := s.measuring
+	if m == nil {
+		m = &measurement{done: make(chan struct{})}
+		s.measuring = m
+		go func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), measureTimeout)
+			defer cancel()
+			m.u, m.err = s.engine.diskUsage(ctx)
+			s.mu.Lock()
+			s.measuring = nil
+			s.mu.Unlock()
+			close(m.done)
+		}()
+	}
+	s.mu.Unlock()
 	select {
-	case s.measuring <- struct{}{}:
-		defer func() { <-s.measuring }()
+	case <-m.done:
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	u, err := s.engine.diskUsage(ctx)
-	if err != nil {
-		return nil, wholeFault(ctx, err)
+	if m.err != nil {
+		return nil, wholeFault(ctx, m.err)
 	}
-	return u, nil
+	return m.u, nil
 }
 
 // DiskUsage implements brokerv1.EngineServiceServer.
@@ -165,10 +196,11 @@ func (s *Engine) Events(req *brokerv1.EventsRequest, stream brokerv1.EngineServi
 		}
 		return stream.Send(e.view)
 	})
-	if err == nil || errors.Is(err, io.EOF) && req.GetUntil() != nil {
+	ended := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+	switch {
+	case err == nil, ended && req.GetUntil() != nil && !time.Now().Before(req.GetUntil().AsTime()):
 		return nil
-	}
-	if errors.Is(err, io.EOF) {
+	case ended && ctx.Err() == nil:
 		return fault.New(brokerv1.ErrorReason_ERROR_REASON_ENGINE_UNAVAILABLE,
 			"the engine ended the stream of events, as it does when it stops; go on with since", fault.RetryAfter(fault.RetryEngine))
 	}
@@ -180,8 +212,9 @@ func eventTime(field string, t *timestamppb.Timestamp) (string, error) {
 	if t == nil {
 		return "", nil
 	}
-	if t.CheckValid() != nil || t.GetSeconds() < 0 {
-		return "", fault.Invalid(field, "give a valid timestamp, not before 1970")
+	const most = 99_999_999_999 // The year 5138: eleven digits are enough for anybody.
+	if t.CheckValid() != nil || t.GetSeconds() < 0 || t.GetSeconds() > most {
+		return "", fault.Invalid(field, "give a valid timestamp from 1970 to 5138")
 	}
 	return unixTime(t.AsTime()), nil
 }

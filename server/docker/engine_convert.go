@@ -84,10 +84,10 @@ type usedVolume struct {
 }
 
 type cacheRecord struct {
-	id            string
-	size          int64
-	inUse, shared bool
-	created       time.Time
+	id      string
+	size    int64
+	inUse   bool
+	created time.Time
 }
 
 func usageOf(u types.DiskUsage) *usage {
@@ -108,7 +108,7 @@ func usageOf(u types.DiskUsage) *usage {
 		out.volumes = append(out.volumes, used)
 	}
 	for _, r := range u.BuildCache {
-		out.cache = append(out.cache, cacheRecord{id: r.ID, size: r.Size, inUse: r.InUse, shared: r.Shared, created: r.CreatedAt})
+		out.cache = append(out.cache, cacheRecord{id: r.ID, size: r.Size, inUse: r.InUse, created: r.CreatedAt})
 	}
 	return out
 }

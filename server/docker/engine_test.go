@@ -158,7 +158,7 @@ func TestEventsShowWhatMayBeListed(t *testing.T) {
 		t.Errorf("volumes alone: %s", got)
 	}
 	for field, req := range map[string]*brokerv1.EventsRequest{
-		"since": {Since: &timestamppb.Timestamp{Seconds: -1}}, "until": {Until: &timestamppb.Timestamp{Nanos: -1}},
+		"since": {Since: &timestamppb.Timestamp{Seconds: -1}}, "until": {Until: &timestamppb.Timestamp{Nanos: -1}}, "until ": {Until: &timestamppb.Timestamp{Seconds: 253402300799}},
 		"kinds": {Kinds: []brokerv1.EventKind{0}}, "kinds ": {Kinds: []brokerv1.EventKind{99}},
 	} {
 		err := (&Engine{}).Events(req, &eventsStream{ctx: t.Context()})
@@ -172,17 +172,24 @@ func TestEventsShowWhatMayBeListed(t *testing.T) {
 // for.
 func TestEventsEnd(t *testing.T) {
 	s := &Engine{engine: &engine{engineCalls: engineCalls{events: func(context.Context, string, string, func(*event) error) error { return io.EOF }}}}
-	err := s.Events(&brokerv1.EventsRequest{}, &eventsStream{ctx: call.With(t.Context(), leave{})})
-	if fault.Reason(err) != "ENGINE_UNAVAILABLE" {
-		t.Errorf("%v", err)
+	for _, end := range []error{io.EOF, io.ErrUnexpectedEOF} { // Each engine's own way.
+		s.engine.events = func(context.Context, string, string, func(*event) error) error { return end }
+		for until, want := range map[time.Duration]string{0: "ENGINE_UNAVAILABLE", time.Hour: "ENGINE_UNAVAILABLE", -time.Hour: ""} {
+			req := &brokerv1.EventsRequest{}
+			if until != 0 {
+				req.Until = timestamppb.New(time.Now().Add(until))
+			}
+			if err := s.Events(req, &eventsStream{ctx: call.With(t.Context(), leave{})}); fault.Reason(err) != want {
+				t.Errorf("%v, until %v: %v, want %q", end, until, err, want)
+			}
+		}
 	}
 }
 
 // measured is an engine whose use of the disk is what u says.
 func measured(u *usage) *Engine {
 	return &Engine{
-		measuring: make(chan struct{}, 1),
-		engine:    &engine{engineCalls: engineCalls{diskUsage: func(context.Context) (*usage, error) { return u, nil }}},
+		engine: &engine{engineCalls: engineCalls{diskUsage: func(context.Context) (*usage, error) { return u, nil }}},
 	}
 }
 
@@ -236,36 +243,50 @@ func TestDiskUsageCountsWhatMayBeListed(t *testing.T) {
 	}
 }
 
-// TestMeasuringIsDoneOnceAtATime, as the engine wants it; who waits can hang up.
-func TestMeasuringIsDoneOnceAtATime(t *testing.T) {
+// TestMeasuringIsShared: the engine does one at a time, so that who asks often must
+// not keep others waiting; who hangs up ends it for nobody.
+func TestMeasuringIsShared(t *testing.T) {
 	release, running := make(chan struct{}), make(chan struct{}, 10)
 	s := measured(nil)
-	s.engine.diskUsage = func(context.Context) (*usage, error) {
+	s.engine.diskUsage = func(ctx context.Context) (*usage, error) {
 		running <- struct{}{}
-		<-release
-		return &usage{}, nil
+		select {
+		case <-release:
+			return &usage{layers: 7}, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
-	done := make(chan error, 2)
-	for range 2 {
-		go func() {
-			_, err := s.DiskUsage(call.With(t.Context(), leave{}), &brokerv1.DiskUsageRequest{})
-			done <- err
-		}()
+	ask := func(ctx context.Context) error {
+		resp, err := s.DiskUsage(ctx, &brokerv1.DiskUsageRequest{})
+		if err == nil && resp.GetLayersBytes() != 7 {
+			err = fmt.Errorf("%v", resp)
+		}
+		return err
 	}
+	ctx, hangUp := context.WithCancel(call.With(t.Context(), leave{}))
+	first, rest := make(chan error, 1), make(chan error, 5)
+	go func() { first <- ask(ctx) }()
 	<-running
-	ctx, cancel := context.WithCancel(call.With(t.Context(), leave{}))
-	cancel()
-	if _, err := s.DiskUsage(ctx, &brokerv1.DiskUsageRequest{}); !errors.Is(err, context.Canceled) {
+	for range cap(rest) {
+		go func() { rest <- ask(call.With(t.Context(), leave{})) }()
+	}
+	hangUp()
+	if err := <-first; !errors.Is(err, context.Canceled) {
 		t.Errorf("who hung up: %v", err)
 	}
-	if len(running) != 0 {
-		t.Error("two at a time")
-	}
+	time.Sleep(20 * time.Millisecond)
 	close(release)
-	for range 2 {
-		if err := <-done; err != nil {
+	for range cap(rest) {
+		if err := <-rest; err != nil {
 			t.Error(err)
 		}
+	}
+	if len(running) != 0 {
+		t.Errorf("it was measured %d times more", len(running))
+	}
+	if err := ask(call.With(t.Context(), leave{})); err != nil || len(running) != 1 {
+		t.Errorf("the next: %v, measured %d times more", err, len(running))
 	}
 }
 

@@ -45,7 +45,7 @@ func engineFault(ctx context.Context, err error, a about) error {
 		return a.missing
 	case errdefs.IsConflict(err) && a.conflict != nil:
 		return a.conflict
-	case client.IsErrConnectionFailed(err) && call.Intended(ctx) && !unreached(err):
+	case errors.Is(err, errEngineGone), client.IsErrConnectionFailed(err) && call.Intended(ctx) && !unreached(err):
 		return fault.New(brokerv1.ErrorReason_ERROR_REASON_OUTCOME_UNKNOWN,
 			"the engine went away before it answered; look at "+a.what+", and use a new request_id to change it")
 	case client.IsErrConnectionFailed(err):
@@ -88,7 +88,7 @@ func imageInUse(ref imageref.Ref) error {
 // registryFault maps an error of a request that the engine passed on to a
 // registry. In a stream the engine gives words alone.
 func registryFault(ctx context.Context, err error, ref imageref.Ref) error {
-	if fault.Reason(err) != "" || ctx.Err() != nil || client.IsErrConnectionFailed(err) ||
+	if fault.Reason(err) != "" || ctx.Err() != nil || client.IsErrConnectionFailed(err) || errors.Is(err, errEngineGone) ||
 		errors.Is(err, errForbidden) || errors.Is(err, errNoIntent) {
 		return imageFault(ctx, err, ref)
 	}
@@ -104,8 +104,6 @@ func registryFault(ctx context.Context, err error, ref imageref.Ref) error {
 	}
 	registry := fault.With("registry", ref.Registry)
 	switch {
-	case says("no space left on device"):
-		return noSpace()
 	// Before "not found": who has no credentials is told that a repository "does
 	// not exist or may require 'docker login'".
 	case errdefs.IsUnauthorized(err), errdefs.IsPermissionDenied(err), says("unauthorized", "no basic auth credentials", "access denied", "denied:", "authentication required"):

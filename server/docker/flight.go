@@ -2,28 +2,27 @@ package docker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	brokerv1 "github.com/gortium/hermes-broker/api/brokerv1"
-	"github.com/gortium/hermes-broker/server/call"
 	"github.com/gortium/hermes-broker/server/imageref"
 )
 
 // flight is one pull that runs. Everybody who asks for the reference meanwhile is
-// on it; it ends early when the last of them has left.
+// on it, with an intent of its own; it ends early when the last of them has left.
 type flight struct {
-	ref       imageref.Ref
-	aboard    int           // Under Images.mu.
-	resolving chan struct{} // Holds digest.
-	digest    string
-	begin     sync.Once
-	cancel    context.CancelCauseFunc // Set by start.
-	mu        sync.Mutex
-	version   int // Counts changes.
-	layers    []*layer
-	byID      map[string]*layer
+	ref, at imageref.Ref            // What was asked for, and what it was resolved to.
+	aboard  int                     // Under Images.mu.
+	cancel  context.CancelCauseFunc // Ends it.
+
+	mu      sync.Mutex
+	version int // Counts changes.
+	layers  []*layer
+	byID    map[string]*layer
+	notes   []string // For the record of everybody aboard.
 
 	done chan struct{} // Closed at the end; err and tag are set then.
 	err  error
@@ -37,14 +36,35 @@ type layer struct {
 	size    int64 // Of what is fetched; what is extracted has a count of its own.
 }
 
-// join takes a seat on the flight of a reference.
-func (s *Images) join(ref imageref.Ref) *flight {
+// fetching is the digest that a reference is being fetched at, or "".
+func (s *Images) fetching(ref imageref.Ref) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.flights[ref.String()]; f != nil {
+		return f.at.Digest
+	}
+	return ""
+}
+
+// board takes a seat on the flight of a reference, or begins it. The context comes
+// from an intent.
+func (s *Images) board(ctx context.Context, ref, at imageref.Ref) *flight {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f := s.flights[ref.String()]
-	if f == nil {
-		f = &flight{ref: ref, resolving: make(chan struct{}, 1), byID: map[string]*layer{}, done: make(chan struct{}), cancel: func(error) {}}
+	if f == nil || f.at != at { // Another digest: the tag moved between two looks.
+		f = &flight{ref: ref, at: at, byID: map[string]*layer{}, done: make(chan struct{})}
+		// Whoever began it may leave; who is left goes on.
+		ctx, f.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 		s.flights[ref.String()] = f
+		go func() {
+			defer f.cancel(nil)
+			f.err = f.run(ctx, s)
+			s.mu.Lock()
+			s.forget(f)
+			s.mu.Unlock()
+			close(f.done)
+		}()
 	}
 	f.aboard++
 	return f
@@ -66,41 +86,12 @@ func (s *Images) forget(f *flight) {
 	}
 }
 
-// start lets the first whose intent is on record begin the pull.
-func (f *flight) start(ctx context.Context, s *Images) {
-	f.begin.Do(func() {
-		// Whoever began it may leave; who is left goes on.
-		ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-		s.mu.Lock()
-		f.cancel = cancel
-		s.mu.Unlock()
-		go func() {
-			defer cancel(nil)
-			f.err = f.run(ctx, s)
-			s.mu.Lock()
-			s.forget(f)
-			s.mu.Unlock()
-			close(f.done)
-		}()
-	})
-}
-
 // run fetches the digest and, if a tag was asked for, has the engine take that.
 func (f *flight) run(ctx context.Context, s *Images) error {
-	digest := f.ref.Digest
-	if digest == "" {
-		digest = f.digest
-	}
-	at := f.ref.At(digest)
-	if err := s.fetch(ctx, at, f.note); err != nil {
+	if err := s.fetch(ctx, f.at, f.note); err != nil || f.ref.Tag == "" {
 		return err
 	}
-	if f.ref.Tag == "" {
-		return nil
-	}
-	var err error
-	f.tag, err = s.setTag(ctx, f.ref, at)
-	return err
+	return f.setTag(ctx, s)
 }
 
 // fetch has the engine fetch a reference, and ends that when space runs out.
@@ -115,7 +106,7 @@ func (s *Images) fetch(ctx context.Context, ref imageref.Ref, message func(pullM
 	}
 	defer body.Close()
 	looked := time.Now()
-	return readPull(body, func(m pullMessage) error {
+	err = readPull(body, func(m pullMessage) error {
 		message(m)
 		if time.Since(looked) < time.Second {
 			return nil
@@ -123,44 +114,77 @@ func (s *Images) fetch(ctx context.Context, ref imageref.Ref, message func(pullM
 		looked = time.Now()
 		return s.room(ctx)
 	})
+	if err != nil && ctx.Err() == nil {
+		// What a registry says of space is a stranger's word; the disk's is not.
+		if full := s.room(ctx); full != nil {
+			return full
+		}
+	}
+	return err
 }
+
+// Once a tag is being set, it is set and looked at to the end, whoever has left: an
+// engine that is hung up on may still set it, behind our back.
+const (
+	setTimeout   = 30 * time.Second // It moves no data, unless the tag has moved.
+	checkTimeout = 30 * time.Second
+)
 
 // setTag gives an image that is there by its digest the tag that was asked for.
 // The engine lets nobody name a tag but a registry: it has to fetch by the tag
 // once more, which moves no data, and might then meet another image. So the
-// registry is asked right before, and the engine right after.
-func (s *Images) setTag(ctx context.Context, ref, at imageref.Ref) (brokerv1.PulledTag, error) {
-	const moved = brokerv1.PulledTag_PULLED_TAG_MOVED
-	now, err := s.ask(ctx, ref)
+// registry is asked right before, and the engine right after, however the fetch
+// ended.
+func (f *flight) setTag(ctx context.Context, s *Images) error {
+	before, err := s.engine.local(ctx, f.ref)
 	if err != nil {
-		call.Note(ctx, "the tag was not set: "+err.Error())
-		return moved, ctx.Err()
+		return err
 	}
-	if now != at.Digest {
-		return moved, nil
-	}
-	if err := s.fetch(ctx, ref, func(pullMessage) {}); err != nil {
-		call.Note(ctx, "the tag was not set: "+err.Error())
-		return moved, ctx.Err()
-	}
-	tagged, err := s.local(ctx, ref)
+	now, err := s.ask(ctx, f.ref)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	decided, err := s.local(ctx, at)
+	if now != f.at.Digest {
+		f.tag = brokerv1.PulledTag_PULLED_TAG_MOVED
+		return nil
+	}
+	setting, cancel := context.WithTimeout(context.WithoutCancel(ctx), setTimeout)
+	fetched := s.fetch(setting, f.ref, func(pullMessage) {})
+	cancel()
+	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
+	defer cancel()
+	tagged, err := s.engine.local(ctx, f.ref)
 	if err != nil {
-		return 0, err
+		return errors.Join(fetched, err)
 	}
-	if tagged != nil && decided != nil && tagged.id == decided.id {
-		return brokerv1.PulledTag_PULLED_TAG_SET, nil
+	decided, err := s.engine.local(ctx, f.at)
+	if err != nil {
+		return errors.Join(fetched, err)
 	}
-	if tagged != nil {
-		call.Note(ctx, fmt.Sprintf("the tag moved in the last moment; %s, which nobody decided on, loses it again", tagged.id))
-		if _, err := s.engine.removeImage(ctx, ref.String(), false); err != nil {
-			return 0, err
-		}
+	switch {
+	case tagged != nil && decided != nil && tagged.id == decided.id:
+		f.tag = brokerv1.PulledTag_PULLED_TAG_SET
+		return nil
+	case tagged == nil, before != nil && before.id == tagged.id:
+		f.tag = brokerv1.PulledTag_PULLED_TAG_MOVED
+		return fetched
 	}
-	return brokerv1.PulledTag_PULLED_TAG_DROPPED, nil
+	f.remark(fmt.Sprintf("the tag moved in the last moment; %s, which nobody decided on, loses it again", tagged.id))
+	f.tag = brokerv1.PulledTag_PULLED_TAG_DROPPED
+	_, err = s.engine.removeImage(ctx, f.ref.String(), false)
+	return err
+}
+
+func (f *flight) remark(text string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.notes = append(f.notes, text)
+}
+
+func (f *flight) noted() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.notes
 }
 
 // note takes a message of the engine into account.

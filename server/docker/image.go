@@ -46,8 +46,8 @@ func readReference(text string) (imageref.Ref, error) {
 }
 
 // local is the image that goes by this very reference, or nil.
-func (s *Images) local(ctx context.Context, ref imageref.Ref) (*localImage, error) {
-	img, err := s.engine.image(ctx, ref.String())
+func (e *engine) local(ctx context.Context, ref imageref.Ref) (*localImage, error) {
+	img, err := e.image(ctx, ref.String())
 	if errdefs.IsNotFound(err) {
 		return nil, nil
 	}
@@ -146,7 +146,7 @@ func (s *Images) RemoveImage(ctx context.Context, req *brokerv1.RemoveImageReque
 	if err != nil {
 		return nil, err
 	}
-	img, err := s.local(ctx, ref)
+	img, err := s.engine.local(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +160,12 @@ func (s *Images) RemoveImage(ctx context.Context, req *brokerv1.RemoveImageReque
 	if err := s.unused(ctx, ref, img, req.GetForce()); err != nil {
 		return nil, err
 	}
-	left := remaining(img, ref)
+	gone, left := goesWith(img, ref)
+	for _, r := range gone {
+		if r != ref.String() && call.Denied(ctx, "images/"+r) {
+			return nil, fault.Denied("images.remove", "images/"+r, call.From(ctx).ID)
+		}
+	}
 	resp := &brokerv1.RemoveImageResponse{Image: ref.String(), ImageId: img.id, Deleted: len(left) == 0 && !img.odd}
 	for _, r := range left {
 		if call.Visible(ctx, "images/"+r) {
@@ -170,7 +175,7 @@ func (s *Images) RemoveImage(ctx context.Context, req *brokerv1.RemoveImageReque
 	if req.GetValidateOnly() {
 		return resp, nil
 	}
-	if ctx, err = call.Intend(ctx, ref.String()+" = "+img.id); err != nil {
+	if ctx, err = call.Intend(ctx, strings.Join(gone, " and ")+" of "+img.id); err != nil {
 		return nil, err
 	}
 	deleted, err := s.engine.removeImage(ctx, ref.String(), req.GetForce())
@@ -182,7 +187,8 @@ func (s *Images) RemoveImage(ctx context.Context, req *brokerv1.RemoveImageReque
 }
 
 // unused refuses an image that a container uses: any container, or with force one
-// that runs.
+// that runs. It refuses a digest in whose repository are tags too: some engines
+// take those along, which nobody asked for.
 func (s *Images) unused(ctx context.Context, ref imageref.Ref, img *localImage, force bool) error {
 	containers, err := s.engine.list(ctx)
 	if err != nil {
@@ -193,6 +199,10 @@ func (s *Images) unused(ctx context.Context, ref imageref.Ref, img *localImage, 
 			return imageInUse(ref)
 		}
 	}
+	if ref.Digest != "" && slices.ContainsFunc(img.tags, func(t string) bool { return strings.HasPrefix(t, ref.Name()+":") }) {
+		return fault.New(brokerv1.ErrorReason_ERROR_REASON_IMAGE_IN_USE,
+			fmt.Sprintf("the image has tags in %s; remove those first, and the digest goes with the last", ref.Name()), fault.With("image", ref.String()))
+	}
 	return nil
 }
 
@@ -202,14 +212,26 @@ func stopped(s brokerv1.ContainerState) bool {
 	return s == brokerv1.ContainerState_CONTAINER_STATE_CREATED || s == brokerv1.ContainerState_CONTAINER_STATE_EXITED || s == brokerv1.ContainerState_CONTAINER_STATE_DEAD
 }
 
-// remaining are the references that stay when one goes. With the last tag of a
-// repository the engine drops its digests there as well.
-func remaining(img *localImage, ref imageref.Ref) []string {
-	gone := func(r string) bool { return r == ref.String() }
-	tags := slices.DeleteFunc(slices.Clone(img.tags), gone)
-	digests := slices.DeleteFunc(slices.Clone(img.digests), gone)
-	if ref.Tag != "" && !slices.ContainsFunc(tags, func(t string) bool { return strings.HasPrefix(t, ref.Name()+":") }) {
-		digests = slices.DeleteFunc(digests, func(d string) bool { return strings.HasPrefix(d, ref.Name()+"@") })
+// goesWith are the references that go when one is removed, that one first, and
+// those that stay. With the last tag of a repository the engine drops its digests
+// there as well.
+func goesWith(img *localImage, ref imageref.Ref) (gone, stay []string) {
+	gone = []string{ref.String()}
+	last := ref.Tag != ""
+	for _, t := range img.tags {
+		if t != ref.String() {
+			stay = append(stay, t)
+			last = last && !strings.HasPrefix(t, ref.Name()+":")
+		}
 	}
-	return append(tags, digests...)
+	for _, d := range img.digests {
+		switch {
+		case d == ref.String():
+		case last && strings.HasPrefix(d, ref.Name()+"@"):
+			gone = append(gone, d)
+		default:
+			stay = append(stay, d)
+		}
+	}
+	return gone, stay
 }

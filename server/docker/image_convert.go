@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -102,6 +103,9 @@ var layerStates = map[string]brokerv1.PullLayerState{
 	"Already exists":     brokerv1.PullLayerState_PULL_LAYER_STATE_EXISTS,
 }
 
+// errEngineGone is the end of an answer that the engine did not end.
+var errEngineGone = errors.New("the engine's answer broke off")
+
 // readPull reads the engine's messages to their end. A failure comes as one of
 // them, since the status was sent before the work.
 func readPull(body io.Reader, message func(pullMessage) error) error {
@@ -113,7 +117,7 @@ func readPull(body io.Reader, message func(pullMessage) error) error {
 		case errors.Is(err, io.EOF):
 			return nil
 		case err != nil:
-			return err
+			return fmt.Errorf("%w: %w", errEngineGone, err)
 		case m.Error != "" || m.ErrorDetail.Message != "":
 			return errors.New(cmp.Or(m.ErrorDetail.Message, m.Error))
 		}

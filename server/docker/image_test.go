@@ -118,13 +118,17 @@ func TestRemoveImage(t *testing.T) {
 		"in use by what runs": {&brokerv1.RemoveImageRequest{Image: "ollama/ollama", Force: true}, nil, "IMAGE_IN_USE"},
 		"force":               {&brokerv1.RemoveImageRequest{Image: "alpine:3", Force: true}, nil, "docker.io/library/alpine:3 true"},
 		"unused":              {&brokerv1.RemoveImageRequest{Image: "index.docker.io/alpine:3"}, func(s *store) { s.containers = nil }, "docker.io/library/alpine:3 false"},
-		"by digest":           {&brokerv1.RemoveImageRequest{Image: "alpine@" + digest}, func(s *store) { s.containers = nil }, "docker.io/library/alpine@" + digest + " false"},
-		"expected":            {&brokerv1.RemoveImageRequest{Image: "alpine:3", ExpectedId: digest}, func(s *store) { s.containers = nil }, "docker.io/library/alpine:3 false"},
-		"another":             {&brokerv1.RemoveImageRequest{Image: "alpine:3", ExpectedId: "sha256:x"}, nil, "PLAN_CHANGED"},
-		"dry run":             {&brokerv1.RemoveImageRequest{Image: "alpine:3", ValidateOnly: true}, func(s *store) { s.containers = nil }, ""},
-		"absent":              {&brokerv1.RemoveImageRequest{Image: "debian"}, nil, "IMAGE_NOT_FOUND"},
-		"an ID":               {&brokerv1.RemoveImageRequest{Image: someID}, nil, "INVALID_ARGUMENT"},
-		"an ID with its name": {&brokerv1.RemoveImageRequest{Image: digest}, nil, "INVALID_ARGUMENT"},
+		"by digest": {&brokerv1.RemoveImageRequest{Image: "alpine@" + digest}, func(s *store) {
+			s.containers, s.images[0].tags = nil, []string{"ghcr.io/secret/alpine:1"}
+		}, "docker.io/library/alpine@" + digest + " false"},
+		// The engine with the other store of images would take the tags along.
+		"by digest, with tags": {&brokerv1.RemoveImageRequest{Image: "alpine@" + digest}, func(s *store) { s.containers = nil }, "IMAGE_IN_USE"},
+		"expected":             {&brokerv1.RemoveImageRequest{Image: "alpine:3", ExpectedId: digest}, func(s *store) { s.containers = nil }, "docker.io/library/alpine:3 false"},
+		"another":              {&brokerv1.RemoveImageRequest{Image: "alpine:3", ExpectedId: "sha256:x"}, nil, "PLAN_CHANGED"},
+		"dry run":              {&brokerv1.RemoveImageRequest{Image: "alpine:3", ValidateOnly: true}, func(s *store) { s.containers = nil }, ""},
+		"absent":               {&brokerv1.RemoveImageRequest{Image: "debian"}, nil, "IMAGE_NOT_FOUND"},
+		"an ID":                {&brokerv1.RemoveImageRequest{Image: someID}, nil, "INVALID_ARGUMENT"},
+		"an ID with its name":  {&brokerv1.RemoveImageRequest{Image: digest}, nil, "INVALID_ARGUMENT"},
 		// The engine would find the image whose ID begins so.
 		"hex that reads as an ID": {&brokerv1.RemoveImageRequest{Image: someID[:12]}, func(s *store) {
 			s.images[0].tags, s.containers = []string{"docker.io/library/x:1"}, nil
@@ -139,6 +143,22 @@ func TestRemoveImage(t *testing.T) {
 		if got := fault.Reason(err) + strings.Join(s.removed, ","); got != c.want {
 			t.Errorf("%s: %s (%v), want %s", name, got, err, c.want)
 		}
+	}
+}
+
+// TestDeniedDigestKeepsItsTag: the engine would drop it with the last tag.
+func TestDeniedDigestKeepsItsTag(t *testing.T) {
+	s := someStore()
+	s.containers = nil
+	s.images[0].digests = []string{"docker.io/library/alpine@" + first}
+	_, err := s.service().RemoveImage(call.With(t.Context(), denies{}), &brokerv1.RemoveImageRequest{Image: "alpine:3"})
+	if fault.Reason(err) != "PERMISSION_DENIED" || len(s.removed) != 0 {
+		t.Errorf("%v, removed %v", err, s.removed)
+	}
+	var targets []string
+	if _, err := s.service().RemoveImage(call.With(t.Context(), intents{targets: &targets}), &brokerv1.RemoveImageRequest{Image: "alpine:3"}); err != nil ||
+		fmt.Sprint(targets) != "[docker.io/library/alpine:3 and docker.io/library/alpine@"+first+" of "+digest+"]" {
+		t.Errorf("intended %v, %v", targets, err)
 	}
 }
 
@@ -166,7 +186,6 @@ func TestRemaining(t *testing.T) {
 	}{
 		{"alpine:3", "[ghcr.io/secret/alpine:1]", false}, // With the tag goes the digest there.
 		{"ghcr.io/secret/alpine:1", "[docker.io/library/alpine:3 docker.io/library/alpine@" + digest + "]", false},
-		{"alpine@" + digest, "[docker.io/library/alpine:3 ghcr.io/secret/alpine:1]", false},
 		{"ollama/ollama", "[]", true},
 	} {
 		resp, err := s.service().RemoveImage(call.With(t.Context(), leave{}), &brokerv1.RemoveImageRequest{Image: c.image, ValidateOnly: true})

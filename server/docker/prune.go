@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -40,6 +41,11 @@ func (s *Engine) Prune(ctx context.Context, req *brokerv1.PruneRequest) (*broker
 		return nil, err
 	}
 	items := candidates(ctx, req, u, time.Now())
+	s.mu.Lock()
+	slices.SortStableFunc(items, func(a, b *brokerv1.PrunedItem) int {
+		return cmp.Compare(b2i(s.stubborn[a.GetId()]), b2i(s.stubborn[b.GetId()]))
+	})
+	s.mu.Unlock()
 	resp := &brokerv1.PruneResponse{Items: items[:min(len(items), maxPruned)], More: int32(max(0, len(items)-maxPruned))}
 	resp.Plan = plan(resp.Items)
 	if want := req.GetExpectedPlan(); want != "" && want != resp.Plan {
@@ -52,30 +58,81 @@ func (s *Engine) Prune(ctx context.Context, req *brokerv1.PruneRequest) (*broker
 	if ctx, err = call.Intend(ctx, target(resp.Items)); err != nil {
 		return nil, err
 	}
+	s.removeAll(ctx, resp.Items)
+	var removed []*brokerv1.PrunedItem
 	for _, i := range resp.Items {
-		err := s.removeItem(ctx, i)
-		switch {
-		case err == nil:
-			i.Removed = true
+		if i.GetRemoved() {
+			removed = append(removed, i)
 			resp.ReclaimedBytes += i.GetSizeBytes()
-		case errdefs.IsNotFound(err):
-			i.Problem = "gone already"
-		case errdefs.IsConflict(err):
-			i.Problem = "in use now"
-		default:
-			// What went before stays gone, and is told. The rest would fail too.
-			failed := wholeFault(ctx, err)
-			i.Problem = "failed: " + fault.Reason(failed)
-			return resp, nil
 		}
 	}
+	call.Note(ctx, "removed "+target(removed))
 	return resp, nil
+}
+
+// removeAll removes items and writes into each what became of it. One that fails
+// keeps the others from nothing, unless they would fail as well.
+func (s *Engine) removeAll(ctx context.Context, items []*brokerv1.PrunedItem) {
+	for n, i := range items {
+		err := call.Still(ctx)
+		if err == nil {
+			err = s.removeItem(ctx, i)
+			i.Removed = err == nil
+			s.remember(i)
+		}
+		switch {
+		case err == nil:
+			continue
+		case errdefs.IsNotFound(err):
+			i.Problem += "gone already"
+			continue
+		case errdefs.IsConflict(err):
+			i.Problem += "in use now"
+			continue
+		case errors.Is(err, errChanged):
+			i.Problem += "changed since"
+			continue
+		}
+		failed := fault.Reason(wholeFault(ctx, err))
+		switch failed {
+		case "ENGINE_ERROR", "INTERNAL":
+			i.Problem += "failed: " + failed
+			continue
+		}
+		// The engine is away, the time is over, or the caller may do no more.
+		for _, left := range items[n:] {
+			left.Problem += "not tried: " + failed
+		}
+		return
+	}
+}
+
+// errChanged ends the removal of what is not what was decided on.
+var errChanged = errors.New("it is not what it was")
+
+const maxStubborn = 1000
+
+// remember keeps in mind what could not be removed, so that it comes last the next
+// time: so many of them would leave no place for others.
+func (s *Engine) remember(i *brokerv1.PrunedItem) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stubborn == nil || len(s.stubborn) >= maxStubborn {
+		s.stubborn = map[string]bool{}
+	}
+	if i.GetRemoved() {
+		delete(s.stubborn, i.GetId())
+	} else {
+		s.stubborn[i.GetId()] = true
+	}
 }
 
 // candidates are what the request is about, the caller may remove, and nothing
 // uses, in the order in which they are removed.
 func candidates(ctx context.Context, req *brokerv1.PruneRequest, u *usage, now time.Time) []*brokerv1.PrunedItem {
-	old := func(created time.Time) bool { return now.Sub(created) >= req.GetMinAge().AsDuration() }
+	old := func(created time.Time) bool { // What says that it is of the future is of now.
+		return max(0, now.Sub(created)) >= req.GetMinAge().AsDuration()
+	}
 	var all []*brokerv1.PrunedItem
 	used := map[string]bool{}
 	for _, c := range u.containers {
@@ -112,12 +169,26 @@ func candidates(ctx context.Context, req *brokerv1.PruneRequest, u *usage, now t
 	return all
 }
 
-// removeItem removes one thing, and what became of it since it was looked at
-// makes the engine refuse: nothing is forced.
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// removeItem removes one thing, if it still is what was decided on, and the caller
+// may still remove it. Nothing is forced.
 func (s *Engine) removeItem(ctx context.Context, i *brokerv1.PrunedItem) error {
 	switch i.GetKind() {
 	case brokerv1.PrunedKind_PRUNED_KIND_CONTAINER:
-		return s.engine.remove(ctx, i.GetId(), false)
+		c, err := s.engine.inspect(ctx, i.GetId())
+		if err != nil {
+			return err
+		}
+		if c.id != i.GetId() || c.name != i.GetNames()[0] || !stopped(c.state) || !call.Permits(ctx, "containers.remove", "containers/"+c.name) {
+			return errChanged
+		}
+		return s.engine.remove(ctx, c.id, false)
 	case brokerv1.PrunedKind_PRUNED_KIND_IMAGE:
 		return s.removeWhole(ctx, i)
 	}
@@ -129,16 +200,23 @@ func (s *Engine) removeItem(ctx context.Context, i *brokerv1.PrunedItem) error {
 }
 
 // removeWhole removes an image with all references it had in the plan. The engine
-// removes one of several repositories by its ID only with force; so its tags go
-// first, each only while it still names this image.
+// would take new ones along with the ID, so there may be none; and it removes one
+// of several repositories by its ID only with force, so its references go first.
 func (s *Engine) removeWhole(ctx context.Context, i *brokerv1.PrunedItem) error {
-	images := &Images{engine: s.engine}
+	img, err := s.engine.image(ctx, i.GetId())
+	if err != nil {
+		return err
+	}
+	if img.id != i.GetId() || img.odd || !slices.Equal(img.references(), i.GetNames()) ||
+		slices.ContainsFunc(img.resources(), func(r string) bool { return !call.Permits(ctx, "images.remove", r) }) {
+		return errChanged
+	}
 	for _, name := range i.GetNames() {
 		ref, err := imageref.Parse(name)
 		if err != nil {
 			return err
 		}
-		if img, err := images.local(ctx, ref); err != nil {
+		if img, err := s.engine.local(ctx, ref); err != nil {
 			return err
 		} else if img == nil || img.id != i.GetId() {
 			continue // Gone with the tag before, or another image's by now.
@@ -146,10 +224,17 @@ func (s *Engine) removeWhole(ctx context.Context, i *brokerv1.PrunedItem) error 
 		if _, err := s.engine.removeImage(ctx, name, false); err != nil {
 			return err
 		}
+		i.Problem = "some of its references are gone, "
 	}
-	_, err := s.engine.removeImage(ctx, i.GetId(), false)
-	if errdefs.IsNotFound(err) && len(i.GetNames()) > 0 {
-		return nil // It went with its last reference.
+	if len(i.GetNames()) == 0 {
+		_, err = s.engine.removeImage(ctx, i.GetId(), false)
+	} else if _, err = s.engine.image(ctx, i.GetId()); errdefs.IsNotFound(err) {
+		err = nil // It went with its last reference.
+	} else if err == nil {
+		err = errChanged // It has a new one.
+	}
+	if err == nil {
+		i.Problem = ""
 	}
 	return err
 }

@@ -24,13 +24,25 @@ func pruned(u *usage) (s *Engine, gone *[]string) {
 		return note(fmt.Sprint("container ", id[:1], force))
 	}
 	s.engine.removeImage = func(_ context.Context, ref string, force bool) ([]string, error) {
-		return nil, note(fmt.Sprint("image ", strings.TrimPrefix(ref, "sha256:")[:min(len(ref), 21)], force))
+		return nil, note(fmt.Sprint("image ", ref, force))
 	}
 	s.engine.removeCache = func(_ context.Context, id string) (bool, error) { return true, note("cache " + id) }
 	s.engine.image = func(_ context.Context, ref string) (*localImage, error) {
 		for _, i := range u.images {
-			if slices.Contains(i.references(), ref) {
+			// The ID is gone with the last reference, the references are the engine's own.
+			if i.id == ref && !slices.ContainsFunc(*gone, func(g string) bool {
+				return slices.Contains(i.references(), strings.TrimSuffix(strings.TrimPrefix(g, "image "), "false"))
+			}) ||
+				slices.Contains(i.references(), ref) {
 				return i, nil
+			}
+		}
+		return nil, errdefs.ErrNotFound
+	}
+	s.engine.inspect = func(_ context.Context, id string) (*inspected, error) {
+		for _, c := range u.containers {
+			if c.id == id {
+				return &inspected{id: c.id, name: c.name, state: c.state}, nil
 			}
 		}
 		return nil, errdefs.ErrNotFound
@@ -101,26 +113,125 @@ func TestPruneCandidates(t *testing.T) {
 	}
 }
 
-func TestPruneRemovesAnImageByEachReferenceAndThenByID(t *testing.T) {
+func TestPruneRemovesAnImageByEachReference(t *testing.T) {
 	s, gone := pruned(someUsage())
 	if _, err := s.Prune(call.With(t.Context(), leave{}), &brokerv1.PruneRequest{Images: true, UnusedImages: true}); err != nil {
 		t.Fatal(err)
 	}
-	want := "[image docker.io/library/d:1false image ghcr.io/x/d:1false image docker.io/library/d@sfalse image " + strings.Repeat("d", 21) + "false"
-	if got := fmt.Sprint(*gone); !strings.HasPrefix(got, want) {
+	c := "sha256:" + strings.Repeat("c", 64)
+	want := "[image docker.io/library/d:1false image ghcr.io/x/d:1false image docker.io/library/d@" + digest + "false image docker.io/library/e@" + digest + "false image " + c + "false]"
+	if got := fmt.Sprint(*gone); got != want {
 		t.Errorf("%s\nwant %s", got, want)
 	}
-	// A tag that names another image by now is left alone.
-	u := someUsage()
-	s, gone = pruned(u)
-	s.engine.image = func(context.Context, string) (*localImage, error) {
-		return &localImage{id: "sha256:other", tags: u.images[3].tags, digests: u.images[3].digests}, nil
+}
+
+// TestPruneLooksAgain: what is not what was decided on any more stays, and so does
+// what the caller may not remove by now.
+func TestPruneLooksAgain(t *testing.T) {
+	other := func(c rune) string { return strings.Repeat(string(c), 64) }
+	for name, c := range map[string]struct {
+		change func(u *usage)
+		pairs  []string
+	}{
+		"a new tag":                {func(u *usage) { u.images[2].tags = []string{"docker.io/library/prod:1"} }, nil},
+		"a reference less":         {func(u *usage) { u.images[3].tags = u.images[3].tags[:1] }, nil},
+		"a reference nobody has":   {func(u *usage) { u.images[2].odd = true }, nil},
+		"renamed":                  {func(u *usage) { u.containers[2].name = "protected" }, nil},
+		"started":                  {func(u *usage) { u.containers[2].state = brokerv1.ContainerState_CONTAINER_STATE_RUNNING }, nil},
+		"another of the same name": {func(u *usage) { u.containers[2].id = other('9') }, nil},
+	} {
+		u := someUsage()
+		s, gone := pruned(u)
+		before := someUsage()
+		s.engine.diskUsage = func(context.Context) (*usage, error) { return before, nil }
+		c.change(u)
+		resp, err := s.Prune(call.With(t.Context(), leave{}), &brokerv1.PruneRequest{Containers: true, Images: true, UnusedImages: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept := 0
+		for _, i := range resp.GetItems() {
+			if !i.GetRemoved() {
+				kept++
+				if i.GetProblem() != "changed since" && i.GetProblem() != "gone already" {
+					t.Errorf("%s: %v", name, i)
+				}
+			}
+		}
+		if kept != 1 || strings.Contains(fmt.Sprint(*gone), "prod") {
+			t.Errorf("%s: %d were kept, removed %v", name, kept, *gone)
+		}
 	}
-	if _, err := s.Prune(call.With(t.Context(), leave{}), &brokerv1.PruneRequest{Images: true, UnusedImages: true}); err != nil {
+}
+
+// halts is a scope that says no after so many.
+type halts struct {
+	leave
+	left *int
+}
+
+func (h halts) Still() error {
+	if *h.left--; *h.left < 0 {
+		return fault.New(brokerv1.ErrorReason_ERROR_REASON_FROZEN, "frozen")
+	}
+	return nil
+}
+
+// TestFreezeStopsPrune between two things, and the answer says what was left.
+func TestFreezeStopsPrune(t *testing.T) {
+	s, gone := pruned(someUsage())
+	left := 2
+	resp, err := s.Prune(call.With(t.Context(), halts{left: &left}), &brokerv1.PruneRequest{Containers: true, Images: true})
+	if err != nil {
 		t.Fatal(err)
 	}
-	if got := fmt.Sprint(*gone); strings.Contains(got, "docker.io") || strings.Contains(got, "ghcr.io") {
-		t.Errorf("a moved tag was removed: %s", got)
+	var got []string
+	for _, i := range resp.GetItems() {
+		got = append(got, fmt.Sprint(i.GetRemoved(), " ", i.GetProblem()))
+	}
+	if g := strings.Join(got, ", "); g != "true , true , false not tried: FROZEN, false not tried: FROZEN" || len(*gone) != 2 || resp.GetReclaimedBytes() != 6 {
+		t.Errorf("%s, removed %v, %d bytes", g, *gone, resp.GetReclaimedBytes())
+	}
+}
+
+// TestWhatDoesNotGoComesLast, so that so many of them leave a place for others.
+func TestWhatDoesNotGoComesLast(t *testing.T) {
+	u := &usage{}
+	for n := range maxPruned {
+		u.containers = append(u.containers, usedContainer{id: fmt.Sprintf("%064x", n+1), name: fmt.Sprint("stuck", n), state: brokerv1.ContainerState_CONTAINER_STATE_DEAD, created: then})
+	}
+	u.containers = append(u.containers, usedContainer{id: strings.Repeat("f", 64), name: "young", state: brokerv1.ContainerState_CONTAINER_STATE_EXITED, created: then.Add(time.Hour)})
+	s, gone := pruned(u)
+	remove := s.engine.remove
+	s.engine.remove = func(ctx context.Context, id string, force bool) error {
+		if id[0] != 'f' {
+			return fmt.Errorf("the file system is busy")
+		}
+		return remove(ctx, id, force)
+	}
+	for round := range 2 {
+		resp, err := s.Prune(call.With(t.Context(), leave{}), &brokerv1.PruneRequest{Containers: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first := resp.GetItems()[0]; (len(*gone) == 1) != (round == 1) || round == 1 && !first.GetRemoved() || round == 0 && first.GetProblem() != "failed: ENGINE_ERROR" {
+			t.Errorf("round %d: %v, removed %v", round, first, *gone)
+		}
+	}
+}
+
+// TestImageOfTheFuture: its age is its author's word, and must not keep it.
+func TestImageOfTheFuture(t *testing.T) {
+	u := &usage{images: []*localImage{{id: digest, created: time.Now().Add(100 * 365 * 24 * time.Hour)}}}
+	for age, want := range map[time.Duration]int{0: 1, time.Hour: 0} {
+		s, _ := pruned(u)
+		req := &brokerv1.PruneRequest{Images: true, ValidateOnly: true}
+		if age > 0 {
+			req.MinAge = durationpb.New(age)
+		}
+		if resp, err := s.Prune(call.With(t.Context(), leave{}), req); err != nil || len(resp.GetItems()) != want {
+			t.Errorf("min_age %v: %v, %v", age, resp, err)
+		}
 	}
 }
 
@@ -133,7 +244,8 @@ func TestPruneSaysWhatDidNotGo(t *testing.T) {
 	}{
 		"in use": {errdefs.ErrConflict, "false in use now, true "},
 		"gone":   {errdefs.ErrNotFound, "false gone already, true "},
-		"failed": {fmt.Errorf("disk /var/lib/docker canary"), "false failed: ENGINE_ERROR, false "},
+		"failed": {fmt.Errorf("disk /var/lib/docker canary"), "false failed: ENGINE_ERROR, true "},
+		"away":   {fmt.Errorf("%w: canary", errEngineGone), "false not tried: OUTCOME_UNKNOWN, false not tried: OUTCOME_UNKNOWN"},
 	} {
 		s, _ := pruned(someUsage())
 		s.engine.remove = func(_ context.Context, id string, _ bool) error {

@@ -1,8 +1,10 @@
 package docker
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	brokerv1 "github.com/gortium/hermes-broker/api/brokerv1"
@@ -34,9 +36,7 @@ func (s *Images) Pull(req *brokerv1.PullRequest, stream brokerv1.ImageService_Pu
 			"the registry "+ref.Registry+" is an address, this host, or a name of the local network; the operator has to list it under registries first",
 			fault.With("registry", ref.Registry))
 	}
-	f := s.join(ref)
-	defer s.leave(f)
-	result, err := s.decide(ctx, f, req.GetValidateOnly())
+	result, err := s.decide(ctx, ref, req.GetValidateOnly())
 	if err != nil {
 		return err
 	}
@@ -44,14 +44,19 @@ func (s *Images) Pull(req *brokerv1.PullRequest, stream brokerv1.ImageService_Pu
 		return stream.Send(&brokerv1.PullResponse{Event: &brokerv1.PullResponse_Result{Result: result}})
 	}
 	at := ref.At(result.GetDigest())
-	if ctx, err = call.Intend(ctx, at.String()); err != nil {
+	if ctx, err = call.Intend(ctx, pullTarget(ref, at)); err != nil {
 		return err
 	}
-	f.start(ctx, s)
-	if err := report(ctx, f, stream); err != nil {
+	f := s.board(ctx, ref, at)
+	defer s.leave(f)
+	err = report(ctx, f, stream)
+	for _, n := range f.noted() {
+		call.Note(ctx, n)
+	}
+	if err != nil {
 		return registryFault(ctx, err, ref)
 	}
-	img, err := s.local(ctx, at)
+	img, err := s.engine.local(ctx, at)
 	if err != nil {
 		return err
 	}
@@ -63,50 +68,67 @@ func (s *Images) Pull(req *brokerv1.PullRequest, stream brokerv1.ImageService_Pu
 	return stream.Send(&brokerv1.PullResponse{Event: &brokerv1.PullResponse_Result{Result: result}})
 }
 
+// pullTarget is what a pull is about to change, in words that Aftermath reads.
+func pullTarget(ref, at imageref.Ref) string {
+	if ref == at {
+		return at.String()
+	}
+	return at.String() + " for " + ref.String()
+}
+
+// Aftermath is what an interrupted operation of a method has left on the engine.
+func (s *Services) Aftermath(ctx context.Context, method, target string) (brokerv1.Aftermath, error) {
+	if !strings.HasSuffix(brokerv1.ImageService_Pull_FullMethodName, "."+method) {
+		return brokerv1.Aftermath_AFTERMATH_UNSPECIFIED, nil
+	}
+	digest, tag, tagged := strings.Cut(target, " for ")
+	var found [2]*localImage
+	for i, text := range []string{digest, tag} {
+		if i == 1 && !tagged {
+			break
+		}
+		ref, err := imageref.Parse(text)
+		if err == nil {
+			found[i], err = s.Images.engine.local(ctx, ref)
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	switch {
+	case found[0] == nil:
+		return brokerv1.Aftermath_AFTERMATH_NONE, nil
+	case tagged && (found[1] == nil || found[1].id != found[0].id):
+		return brokerv1.Aftermath_AFTERMATH_PARTIAL, nil
+	}
+	return brokerv1.Aftermath_AFTERMATH_COMPLETE, nil
+}
+
 // decide resolves the reference, and asks about what it turned out to be.
-func (s *Images) decide(ctx context.Context, f *flight, validateOnly bool) (*brokerv1.PullResult, error) {
+func (s *Images) decide(ctx context.Context, ref imageref.Ref, validateOnly bool) (*brokerv1.PullResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
-	digest, err := s.resolve(ctx, f, validateOnly)
-	if err != nil {
-		return nil, err
+	digest := cmp.Or(ref.Digest, s.fetching(ref))
+	if digest == "" || validateOnly {
+		var err error
+		if digest, err = s.ask(ctx, ref); err != nil {
+			return nil, registryFault(ctx, err, ref)
+		}
 	}
-	at := f.ref.At(digest)
+	at := ref.At(digest)
 	if call.Denied(ctx, "images/"+at.String()) {
 		return nil, fault.Denied("images.pull", "images/"+at.String(), call.From(ctx).ID)
 	}
-	img, err := s.local(ctx, at)
+	img, err := s.engine.local(ctx, at)
 	if err != nil {
 		return nil, err
 	}
-	result := &brokerv1.PullResult{Image: f.ref.String(), Digest: digest, AlreadyPresent: img != nil}
+	result := &brokerv1.PullResult{Image: ref.String(), Digest: digest, AlreadyPresent: img != nil}
 	if img != nil {
 		result.ImageId, result.SizeBytes = img.id, img.size
 		return result, nil
 	}
 	return result, s.room(ctx)
-}
-
-// resolve asks the registry for the digest, once for all who are on the flight.
-func (s *Images) resolve(ctx context.Context, f *flight, verify bool) (string, error) {
-	if f.ref.Digest != "" && !verify {
-		return f.ref.Digest, nil
-	}
-	select {
-	case f.resolving <- struct{}{}:
-		defer func() { <-f.resolving }()
-	case <-ctx.Done():
-		return "", context.Cause(ctx)
-	}
-	if f.digest != "" {
-		return f.digest, nil
-	}
-	digest, err := s.ask(ctx, f.ref)
-	if err != nil {
-		return "", registryFault(ctx, err, f.ref)
-	}
-	f.digest = digest
-	return digest, nil
 }
 
 // ask asks the registry what a reference means now.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,6 +17,7 @@ import (
 	brokerv1 "github.com/gortium/hermes-broker/api/brokerv1"
 	"github.com/gortium/hermes-broker/server/call"
 	"github.com/gortium/hermes-broker/server/fault"
+	"github.com/gortium/hermes-broker/server/imageref"
 )
 
 const (
@@ -64,7 +66,7 @@ func TestPullByTag(t *testing.T) {
 	if fmt.Sprint(r.pulled) != "[docker.io/library/alpine@"+first+" docker.io/library/alpine:latest]" {
 		t.Errorf("fetched %v", r.pulled)
 	}
-	if fmt.Sprint(targets) != "[docker.io/library/alpine@"+first+"]" {
+	if fmt.Sprint(targets) != "[docker.io/library/alpine@"+first+" for docker.io/library/alpine:latest]" {
 		t.Errorf("intended %v", targets)
 	}
 	if p, err = pullAs(t, s, leave{}, &brokerv1.PullRequest{Image: "alpine"}); err != nil || !p.result().GetAlreadyPresent() {
@@ -112,6 +114,100 @@ func TestTagThatMoves(t *testing.T) {
 	}
 	if got := r.tagged(ref); got != "sha256:id-of-1111111111111" {
 		t.Errorf("the tag names %q", got)
+	}
+}
+
+// TestTagIsCheckedHoweverItsFetchEnds: who hangs up at the right moment, an engine
+// that breaks off, a registry that stops answering leave no undecided image under
+// the tag.
+func TestTagIsCheckedHoweverItsFetchEnds(t *testing.T) {
+	const ref = "docker.io/library/alpine:latest"
+	const old = "sha256:9999999999999999999999999999999999999999999999999999999999999999"
+	for name, c := range map[string]struct {
+		edit   func(r *fakeRegistry, hangUp func()) // hangUp returns when nobody is aboard.
+		reason string
+		tag    brokerv1.PulledTag
+		left   string
+	}{
+		"the caller hangs up": {func(r *fakeRegistry, hangUp func()) {
+			r.pull = func(pulled string, _ io.Writer) error {
+				if pulled == ref {
+					hangUp()
+				}
+				return nil
+			}
+		}, "OUTCOME_UNKNOWN", 0, ""},
+		"the engine breaks off": {func(r *fakeRegistry, _ func()) {
+			r.pull = func(pulled string, _ io.Writer) error {
+				if pulled == ref {
+					r.mu.Lock()
+					defer r.mu.Unlock()
+					r.take(ref)
+					return errors.New("broken")
+				}
+				return nil
+			}
+		}, "", brokerv1.PulledTag_PULLED_TAG_DROPPED, ""},
+		"the engine breaks off before": {func(r *fakeRegistry, _ func()) {
+			r.moveAt = 0
+			r.pull = func(pulled string, _ io.Writer) error {
+				if pulled == ref {
+					return errors.New("broken")
+				}
+				return nil
+			}
+		}, "OUTCOME_UNKNOWN", 0, ""},
+		"the tag goes back to what it was": {func(r *fakeRegistry, _ func()) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.images = append(r.images, &localImage{id: "sha256:id-of-9999999999999", tags: []string{ref}, digests: []string{"docker.io/library/alpine@" + old}})
+			r.movesTo = old
+		}, "", brokerv1.PulledTag_PULLED_TAG_MOVED, "sha256:id-of-9999999999999"},
+		"the registry stops answering": {func(r *fakeRegistry, _ func()) { r.failAt = 2 }, "REGISTRY_UNAVAILABLE", 0, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRegistry()
+			r.moveAt = 3
+			s := r.service()
+			ctx, cancel := context.WithCancel(call.With(t.Context(), leave{}))
+			defer cancel()
+			c.edit(r, func() {
+				cancel()
+				for up := 1; up > 0; time.Sleep(time.Millisecond) {
+					s.mu.Lock()
+					up = len(s.flights)
+					s.mu.Unlock()
+				}
+			})
+			p := &pulls{ctx: ctx}
+			err := s.Pull(&brokerv1.PullRequest{Image: ref}, p)
+			if fault.Reason(err) != c.reason || err == nil && p.result().GetTag() != c.tag {
+				t.Errorf("%v, %v", p.events, err)
+			}
+			for range 500 { // The flight may outlive who was aboard.
+				s.mu.Lock()
+				r.mu.Lock()
+				done := r.tagged(ref) == c.left && (err == nil || ctx.Err() == nil || slices.Contains(r.pulled, ref))
+				r.mu.Unlock()
+				s.mu.Unlock()
+				if done {
+					return
+				}
+				time.Sleep(2 * time.Millisecond)
+			}
+			t.Errorf("the tag names %q, want %q; removed %v", r.tagged(ref), c.left, r.removed)
+		})
+	}
+}
+
+// TestReferencesReachTheEngine: what is a reference to the broker is one to the
+// list of what may leave it.
+func TestReferencesReachTheEngine(t *testing.T) {
+	for _, text := range []string{"alpine", "xn--dcker-jua.io/a:1", "a--b.example/x", "a.b-c.d:65535/x/y__z.w-v:T_-.1", "127.0.0.1:5000/a@" + first, "localhost/a"} {
+		ref, err := imageref.Parse(text)
+		if err != nil || !only("{reference}").MatchString(ref.String()) || !only("{repository}").MatchString(ref.Name()) {
+			t.Errorf("%s: %s, %v", text, ref, err)
+		}
 	}
 }
 
@@ -184,7 +280,7 @@ func say(w io.Writer, lines ...string) {
 func TestPullThatFailsInTheMiddle(t *testing.T) {
 	for text, want := range map[string]string{
 		`unexpected EOF canary`: "REGISTRY_UNAVAILABLE",
-		`write /var/lib/docker/tmp/canary: no space left on device`:                              "INSUFFICIENT_SPACE",
+		`write /var/lib/docker/tmp/canary: no space left on device`:                              "REGISTRY_UNAVAILABLE", // The disk has room: a stranger's word.
 		`unauthorized: authentication required canary`:                                           "REGISTRY_DENIED",
 		`manifest for canary not found: manifest unknown`:                                        "IMAGE_NOT_FOUND",
 		`pull access denied for canary, repository does not exist or may require 'docker login'`: "REGISTRY_DENIED",

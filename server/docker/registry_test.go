@@ -1,7 +1,9 @@
 package docker
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"io"
 	"slices"
 	"strings"
@@ -21,7 +23,10 @@ type fakeRegistry struct {
 	pulled []string
 	moveAt int                                 // The tag moves to second when it is asked for the n-th time.
 	pull   func(ref string, w io.Writer) error // nil: at once.
+	failAt int                                 // It does not answer for the n-th time.
 	free   int64
+
+	movesTo string // To this, in place of second.
 }
 
 func newRegistry() *fakeRegistry {
@@ -39,6 +44,9 @@ func (r *fakeRegistry) service() *Images {
 	s.engine.image = func(ctx context.Context, ref string) (*localImage, error) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		return inner(ctx, ref)
 	}
 	s.engine.resolve = func(_ context.Context, ref, auth string) (string, error) {
@@ -76,8 +84,12 @@ func (r *fakeRegistry) look(ref string) (string, error) {
 	if _, digest, ok := strings.Cut(ref, "@"); ok {
 		return digest, nil
 	}
-	if r.asked++; r.asked == r.moveAt {
-		r.tags[ref] = second
+	r.asked++
+	if r.asked == r.moveAt {
+		r.tags[ref] = cmp.Or(r.movesTo, second)
+	}
+	if r.asked == r.failAt {
+		return "", errors.New("too many requests")
 	}
 	d, ok := r.tags[ref]
 	if !ok {

@@ -29,7 +29,7 @@ const (
 	digestPattern = `sha256:` + idPattern
 	tagPattern    = `[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127}`
 	// repositoryPattern is a canonical one: a registry and at least one part.
-	repositoryPattern = `[a-z0-9]+([.-][a-z0-9]+)*(:[1-9][0-9]{0,4})?(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)+`
+	repositoryPattern = `[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*(:[1-9][0-9]{0,4})?(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)+`
 	referencePattern  = repositoryPattern + `(:` + tagPattern + `|@` + digestPattern + `)`
 	cachePattern      = `[a-z0-9]{1,64}`
 )

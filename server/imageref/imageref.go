@@ -85,8 +85,8 @@ func checkRegistry(host string) error {
 		return errors.New("a registry is not named by an IPv6 address; give it a name")
 	}
 	name, port, _ := strings.Cut(host, ":")
-	if port == "443" || strings.HasPrefix(port, "0") {
-		return errors.New("leave out the registry's port where it is 443, and write others without zeros before them")
+	if port == "443" || strings.HasPrefix(port, "0") || len(port) > 5 {
+		return errors.New("leave out the registry's port where it is 443, and write others as 1 to 65535, without zeros before them")
 	}
 	if name == "index.docker.io" || name == "docker.io" && port != "" {
 		return errors.New("the registry docker.io has no other name and no port")
