@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -51,15 +52,19 @@ func run(in, out string) error {
 		}
 		fmt.Fprintf(&b, "| `%s` | %s | %s | `%s` |\n", strings.TrimPrefix(m.Name, "/"), "`"+strings.Join(m.Permissions(), "`, `")+"`", effect(m), resource)
 	}
-	files.RangeFiles(func(fd protoreflect.FileDescriptor) bool {
-		if fd.Package() != "hermes.broker.v1" {
-			return true
-		}
+	var services []protoreflect.ServiceDescriptor
+	files.RangeFilesByPackage("hermes.broker.v1", func(fd protoreflect.FileDescriptor) bool {
 		for i := range fd.Services().Len() {
-			describe(&b, fd.Services().Get(i))
+			services = append(services, fd.Services().Get(i))
 		}
 		return true
 	})
+	slices.SortFunc(services, func(a, b protoreflect.ServiceDescriptor) int {
+		return strings.Compare(string(a.Name()), string(b.Name()))
+	})
+	for _, sd := range services {
+		describe(&b, sd)
+	}
 	return os.WriteFile(out, b.Bytes(), 0o644)
 }
 
