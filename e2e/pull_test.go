@@ -36,7 +36,7 @@ func TestPull(t *testing.T) {
 		t.Errorf("result %v of %+v", result, image)
 	}
 	o := events[0].GetOperation()
-	if o.GetMethod() != "ImageService/Pull" || o.GetResource() != "images/"+name+":1" || o.GetTarget() != name+"@"+image.Digest || o.GetCaller() != hermesID || o.GetRequestId() == "" {
+	if o.GetMethod() != "ImageService/Pull" || o.GetResource() != "images/"+name+":1" || o.GetTarget() != name+"@"+image.Digest+" for "+name+":1" || o.GetCaller() != hermesID || o.GetRequestId() == "" {
 		t.Errorf("operation %v", o)
 	}
 	progressOf(t, events, image)
