@@ -63,7 +63,7 @@ func prunedItems(r *brokerv1.PruneRequest) [][]*brokerv1.PrunedItem {
 	case r.GetContainers() && r.GetImages(): // two batches, with problems that are none
 		return [][]*brokerv1.PrunedItem{
 			{item(container, strings.Repeat("12", 32), 2_000_000, "media-old"), problem(item(container, strings.Repeat("34", 32), 0, "web"), "in use now")},
-			{problem(item(image, digest("a2"), 5_000_000, library+"alpine:3.20"), "gone already"), item(image, digest("a3"), 3_000_000)},
+			{problem(item(image, digest("a2"), 5_000_000, library+"alpine:3.20"), "some of its references are gone, changed since"), item(image, digest("a3"), 3_000_000)},
 		}
 	case r.GetContainers(): // nothing can be removed, and there is more
 		stuck := problem(item(container, strings.Repeat("56", 32), 0, "stuck"), "in use now")

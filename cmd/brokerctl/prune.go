@@ -144,7 +144,15 @@ func (p *pruning) call(ctx context.Context, plan *brokerv1.PruneResponse) (*brok
 }
 
 // harmless reports whether a thing stayed because nothing had to be done any more.
-func harmless(problem string) bool { return problem == "in use now" || problem == "gone already" }
+// What comes before that says what went with it.
+func harmless(problem string) bool {
+	for _, end := range []string{"in use now", "gone already", "changed since"} {
+		if strings.HasSuffix(problem, end) {
+			return true
+		}
+	}
+	return false
+}
 
 // sizeOf is what things take by themselves, together. A preview has no sum.
 func sizeOf(items []*brokerv1.PrunedItem) (sum int64) {
