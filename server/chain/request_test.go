@@ -2,6 +2,9 @@ package chain
 
 import (
 	"context"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -118,4 +121,46 @@ func TestRetryOfWhatWasInterrupted(t *testing.T) {
 	r.only().Cancel(fault.Interrupted())
 	r.ended(r.only(), operation.Interrupted, "OPERATION_INTERRUPTED")
 	wantEvents(t, r.pull(t.Context(), &brokerv1.PullRequest{RequestId: id, Detach: true}), "1 operation, OPERATION_INTERRUPTED")
+}
+
+// TestEngineLostInTheMiddle: the engine may have heard of it all the same, so the
+// ID stays used. (A change that is no operation gives it back: its one request
+// never left.)
+func TestEngineLostInTheMiddle(t *testing.T) {
+	r := newRig(t)
+	p := r.puller()
+	id := uuid.NewString()
+	s := r.pull(t.Context(), &brokerv1.PullRequest{RequestId: id})
+	<-p.begun
+	p.fail(fault.New(brokerv1.ErrorReason_ERROR_REASON_ENGINE_UNAVAILABLE, "away"))
+	wantEvents(t, s, "1 operation, ENGINE_UNAVAILABLE")
+	wantEvents(t, r.pull(t.Context(), &brokerv1.PullRequest{RequestId: id}), "1 operation, ENGINE_UNAVAILABLE")
+	if n := len(p.begun); n != 0 {
+		t.Errorf("it began %d times more", n)
+	}
+}
+
+// TestJournalThatCannotBeRead: the caller is told so, and nothing of the system's
+// words.
+func TestJournalThatCannotBeRead(t *testing.T) {
+	for name, spoil := range map[string]func(path string) error{
+		"gone":    os.Remove,
+		"damaged": func(path string) error { return os.WriteFile(path, []byte(strings.Repeat("canary\n", 200)), 0o600) },
+	} {
+		r := newRig(t)
+		p := r.puller()
+		id := uuid.NewString()
+		s := r.pull(t.Context(), &brokerv1.PullRequest{RequestId: id})
+		<-p.begun
+		p.finish()
+		wantEvents(t, s, "1 operation, 2 result done, OK")
+		if err := spoil(filepath.Join(r.dir, r.only().View().GetName()+".jsonl")); err != nil {
+			t.Fatal(err)
+		}
+		_, err := r.pull(t.Context(), &brokerv1.PullRequest{RequestId: id}).Recv()
+		wantReason(t, err, "STATE_UNAVAILABLE")
+		if text := err.Error(); strings.Contains(text, r.dir) || strings.Contains(text, "canary") || strings.Contains(text, "jsonl") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
