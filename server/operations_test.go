@@ -162,6 +162,19 @@ func TestOperationsOfOthers(t *testing.T) {
 	}
 }
 
+// TestListOfOperationsObeysItsRules, those about a single operation too.
+func TestListOfOperationsObeysItsRules(t *testing.T) {
+	r := newRig(t, pullers, nil)
+	r.pulls()
+	conn := r.dial(hermes)
+	name, _ := begin(t, conn, &brokerv1.PullRequest{Image: "alpine", Detach: true})
+	r.writePolicy(strings.Replace(pullers, `- on: ["images/docker.io/evil/*"]`, `- on: ["`+name+`"]`, 1))
+	eventually(t, "the operation is hidden", func() bool {
+		list, err := brokerv1.NewOperationServiceClient(conn).ListOperations(t.Context(), &brokerv1.ListOperationsRequest{})
+		return err == nil && len(list.GetOperations()) == 0
+	})
+}
+
 // TestWatcherLosesItsPermission while it watches another's operation.
 func TestWatcherLosesItsPermission(t *testing.T) {
 	r := newRig(t, pullers, nil)

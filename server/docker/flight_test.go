@@ -213,6 +213,21 @@ func TestSpaceThatRunsOut(t *testing.T) {
 	}
 }
 
+// TestSpaceThatRanOut: what the engine fails with says nothing; the disk does.
+func TestSpaceThatRanOut(t *testing.T) {
+	r := newRegistry()
+	r.pull = func(_ string, w io.Writer) error {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.free = 0
+		say(w, `{"error":"failed to register layer"}`)
+		return nil
+	}
+	if _, err := pullAs(t, r.service(), leave{}, &brokerv1.PullRequest{Image: "alpine"}); fault.Reason(err) != "INSUFFICIENT_SPACE" {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestSecondPullerJoins: one fetch for all who ask meanwhile; who leaves leaves
 // alone; the last to leave ends it.
 func TestSecondPullerJoins(t *testing.T) {
