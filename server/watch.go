@@ -19,19 +19,26 @@ import (
 // take, a change of the policy is in force, streams and all, well within two.
 const pollInterval = 250 * time.Millisecond
 
-func (s *Server) watchPolicy(ctx context.Context) {
-	tick := time.NewTicker(pollInterval)
+// every calls do once per interval until the context ends.
+func every(ctx context.Context, interval time.Duration, do func()) {
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if stamp, err := rootfile.StampOf(s.cfg.Policy.Value); err == nil && stamp != s.stamp() {
-				s.Reload()
-			}
+			do()
 		}
 	}
+}
+
+func (s *Server) watchPolicy(ctx context.Context) {
+	every(ctx, pollInterval, func() {
+		if stamp, err := rootfile.StampOf(s.cfg.Policy.Value); err == nil && stamp != s.stamp() {
+			s.Reload()
+		}
+	})
 }
 
 var errTrustDomain = errors.New("trust_domain cannot change while brokerd runs; restart it")
@@ -83,39 +90,23 @@ func (s *Server) recheck() {
 
 // watchCalls does so for what time alone ends: certificates, ages, sleepers.
 func (s *Server) watchCalls(ctx context.Context) {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	healthy := true
-	for n := 1; ; n++ {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
+	n, healthy := 0, true
+	every(ctx, time.Second, func() {
 		s.recheck()
-		if n%30 == 0 { // A Workload API changes the bundle without a word.
+		if n++; n%30 == 0 { // A Workload API changes the bundle without a word.
 			s.creds.Reverify()
 		}
 		if err := s.audit.Healthy(); (err == nil) != healthy {
 			healthy = err == nil
 			slog.Error("the audit trail", "healthy", healthy, "error", err)
 		}
-	}
+	})
 }
 
 // watchOperations removes what was kept for long enough. Nothing waits for it: the
 // disk may hang.
 func (s *Server) watchOperations(ctx context.Context) {
-	tick := time.NewTicker(time.Minute)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			s.ops.Sweep()
-		}
-	}
+	every(ctx, time.Minute, s.ops.Sweep)
 }
 
 // watchEngine keeps the health service true. Nothing else depends on it: calls

@@ -222,8 +222,8 @@ func (w *work) begin(target string) error {
 	x, err := o.chain.Operations.Begin(view, func(view *brokerv1.Operation) ([]byte, error) {
 		return w.encoder(form.Begun(view))(view.GetLastSequence())
 	}, o.cut)
-	if fault.Reason(busy(err)) != "" {
-		return busy(err)
+	if err = busy(err); fault.Reason(err) != "" {
+		return err
 	}
 	if err != nil {
 		o.Note("not carried out: " + err.Error())

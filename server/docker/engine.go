@@ -168,10 +168,10 @@ func listNamed[T named](ctx context.Context, req interface {
 	if err != nil {
 		return nil, "", wholeFault(ctx, err)
 	}
-	page, next := page.Cut(p, items, func(t T) bool {
+	shown, next := page.Cut(p, items, func(t T) bool {
 		return call.Visible(ctx, noun+t.GetName()) && (req.GetNamePattern() == "" || page.Match(req.GetNamePattern(), t.GetName()))
 	})
-	return page, next, nil
+	return shown, next, nil
 }
 
 // Events implements brokerv1.EngineServiceServer.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -95,12 +96,7 @@ func registryFault(ctx context.Context, err error, ref imageref.Ref) error {
 	call.Note(ctx, "engine: "+err.Error())
 	text := strings.ToLower(err.Error())
 	says := func(words ...string) bool {
-		for _, w := range words {
-			if strings.Contains(text, w) {
-				return true
-			}
-		}
-		return false
+		return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(text, w) })
 	}
 	registry := fault.With("registry", ref.Registry)
 	switch {

@@ -82,23 +82,24 @@ func (s *Services) Aftermath(ctx context.Context, method, target string) (broker
 		return brokerv1.Aftermath_AFTERMATH_UNSPECIFIED, nil
 	}
 	digest, tag, tagged := strings.Cut(target, " for ")
-	var found [2]*localImage
-	for i, text := range []string{digest, tag} {
-		if i == 1 && !tagged {
-			break
-		}
+	find := func(text string) (*localImage, error) {
 		ref, err := imageref.Parse(text)
-		if err == nil {
-			found[i], err = s.Images.engine.local(ctx, ref)
-		}
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
+		return s.Images.engine.local(ctx, ref)
+	}
+	pulled, err := find(digest)
+	named := pulled
+	if err == nil && tagged {
+		named, err = find(tag)
 	}
 	switch {
-	case found[0] == nil:
+	case err != nil:
+		return 0, err
+	case pulled == nil:
 		return brokerv1.Aftermath_AFTERMATH_NONE, nil
-	case tagged && (found[1] == nil || found[1].id != found[0].id):
+	case named == nil || named.id != pulled.id:
 		return brokerv1.Aftermath_AFTERMATH_PARTIAL, nil
 	}
 	return brokerv1.Aftermath_AFTERMATH_COMPLETE, nil
