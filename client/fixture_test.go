@@ -20,6 +20,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/peer"
 
 	"github.com/gortium/hermes-broker/api/brokerv1"
@@ -246,7 +247,9 @@ func (b *broker) start(lis net.Listener, a *authority, cert tls.Certificate, ver
 		ClientCAs:    pool(a),
 		MinVersion:   tls.VersionTLS12,
 		MaxVersion:   version,
-	})))
+	})), grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{ // As the broker's: the client pings a quiet stream.
+		MinTime: 20 * time.Second, PermitWithoutStream: true,
+	}))
 	brokerv1.RegisterContainerServiceServer(s, b)
 	brokerv1.RegisterImageServiceServer(s, b)
 	brokerv1.RegisterEngineServiceServer(s, b)
