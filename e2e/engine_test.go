@@ -93,8 +93,10 @@ func TestEngineTellsNoPath(t *testing.T) {
 		t.Fatalf("the engine says %+v", info)
 	}
 	for _, m := range []proto.Message{i, v, u, networks, volumes} {
+		// Every engine's own list of insecure registries holds 127.0.0.0/8; a port
+		// alone would also be found in IDs and times.
 		text := protojson.Format(m)
-		for _, word := range []string{host.Dir, info.DockerRootDir, "/var/lib", "canary", "5000"} {
+		for _, word := range []string{host.Dir, info.DockerRootDir, "/var/lib", "canary", "127.0.0."} {
 			if strings.Contains(text, word) {
 				t.Errorf("%q came out:\n%s", word, text)
 			}
