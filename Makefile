@@ -18,8 +18,8 @@ help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 .PHONY: build
-build: ## Build brokerd and brokerctl into bin/
-	$(GOBUILD) -o bin/ ./cmd/brokerd ./cmd/brokerctl
+build: ## Build brokerd, brokerhost and brokerctl into bin/
+	$(GOBUILD) -o bin/ ./cmd/brokerd ./cmd/brokerhost ./cmd/brokerctl
 
 .PHONY: build-brokerd
 build-brokerd:
@@ -27,7 +27,7 @@ build-brokerd:
 
 .PHONY: demo
 demo: ## Show the main job on a real container engine (as root; about a minute)
-	@scripts/install-test-deps
+	@scripts/install-test-deps demo
 	@scripts/demo
 
 .PHONY: test
@@ -62,13 +62,13 @@ bench: ## Measure the budgets as ratios, into docs/benchmarks.md (as root)
 generate: $(BIN)/buf $(BIN)/protoc-gen-go $(BIN)/protoc-gen-go-grpc ## Generate code and documents from proto/ and the commands
 	PATH="$(CURDIR)/$(BIN):$$PATH" buf format -w
 	PATH="$(CURDIR)/$(BIN):$$PATH" buf generate
-	PATH="$(CURDIR)/$(BIN):$$PATH" buf build -o api/broker.binpb --as-file-descriptor-set
+	PATH="$(CURDIR)/$(BIN):$$PATH" buf build --path proto/hermes/broker -o api/broker.binpb --as-file-descriptor-set
 	go run ./internal/rpcdoc api/broker.binpb docs/rpc.md
 
 .PHONY: check-generate
 check-generate: generate ## Fail when generated files are not up to date
-	@git diff --exit-code -- proto api docs/rpc.md || { echo 'run make generate and commit the result' >&2; exit 1; }
-	@test -z "$$(git status --porcelain -- proto api docs/rpc.md)" || { git status --short -- proto api docs/rpc.md; echo 'run make generate and commit the result' >&2; exit 1; }
+	@git diff --exit-code -- proto api internal/hostv1 docs/rpc.md || { echo 'run make generate and commit the result' >&2; exit 1; }
+	@test -z "$$(git status --porcelain -- proto api internal/hostv1 docs/rpc.md)" || { git status --short -- proto api internal/hostv1 docs/rpc.md; echo 'run make generate and commit the result' >&2; exit 1; }
 
 .PHONY: lint
 lint: $(BIN)/buf $(BIN)/staticcheck ## Check formatting, go vet, staticcheck and the schema
