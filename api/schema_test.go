@@ -57,6 +57,17 @@ var freeText = map[string]string{
 	"WatchOperationRequest.name":          "as GetOperationRequest.name",
 	"CancelOperationRequest.name":         "as GetOperationRequest.name",
 	"CancelOperationRequest.request_id":   "as StartRequest.request_id",
+	"FirewallStatusRequest.table":         "compared with the names of tables in the answer; never sent to a tool",
+	"FirewallStatusRequest.chain":         "as FirewallStatusRequest.table",
+	"FirewallStatusRequest.page_token":    "as ListContainersRequest.page_token",
+	"GetJailRequest.jail":                 "by a grammar, and one of the names that fail2ban lists; a string of its own in a fixed question",
+	"ListBannedRequest.jail":              "as GetJailRequest.jail",
+	"ListBannedRequest.page_token":        "as ListContainersRequest.page_token",
+	"ReadJournalRequest.source":           "by a grammar, which brokerhost applies once more; one argument behind an option's equal sign",
+	"ReadJournalRequest.contains":         "searched for in the broker; never sent to a tool",
+	"ReadJournalRequest.matches":          "compiled and searched for in the broker, in linear time; never sent to a tool",
+	"ReadJournalRequest.cursor":           "as ReadJournalRequest.source",
+	"ListeningSocketsRequest.page_token":  "as ListContainersRequest.page_token",
 }
 
 // shown are all text and bytes fields of responses that hold what is not the
@@ -77,6 +88,41 @@ var shown = map[string]string{
 	"EventsResponse.action_text":                "the engine's word up to the first colon, of a-z, _ and -",
 	"Operation.error_message":                   "what the operation's caller was told: words of the broker",
 	"PrunedItem.problem":                        "words of the broker",
+	"FirewallSource.problem":                    "words of the broker",
+	"FirewallChain.hook":                        "one word of the kernel",
+	"FirewallChain.policy":                      "one word of the kernel",
+	"FirewallRule.source":                       "addresses; the permission is about the rules",
+	"FirewallRule.destination":                  "as FirewallRule.source",
+	"FirewallRule.in_interface":                 "as FirewallRule.source",
+	"FirewallRule.out_interface":                "as FirewallRule.source",
+	"FirewallRule.source_ports":                 "as FirewallRule.source",
+	"FirewallRule.destination_ports":            "as FirewallRule.source",
+	"FirewallRule.target_options":               "as FirewallRule.source",
+	"FirewallRule.comment":                      "what an administrator or a program wrote to whoever reads the rules",
+	"FirewallRule.text":                         "the rule; the permission is about this",
+	"FirewallMatch.text":                        "as FirewallRule.text",
+	"FirewallSummary.uncertain":                 "words of the broker",
+	"OpenPorts.forwarded_to":                    "an address and a port",
+	"GetJailResponse.log_files":                 "where fail2ban looks; the permission is about this",
+	"GetJailResponse.journal_matches":           "as GetJailResponse.log_files",
+	"GetJailResponse.ignored_addresses":         "addresses; the permission is about this",
+	"Ban.address":                               "an address; the permission is about this",
+	"JournalEntry.unit":                         "the name of a unit",
+	"JournalEntry.identifier":                   "what the writer calls itself; the permission is about the source",
+	"JournalEntry.message":                      "the message, redacted; the permission is about this",
+	"JournalEntry.cursor":                       "a place in the journal",
+	"JournalEnd.cursor":                         "a place in the journal",
+	"SshdSetting.value":                         "as sshd prints it, less keys, commands and variables, which are left out",
+	"SshdFinding.setting":                       "as SshdSetting.value",
+	"SshdFinding.advice":                        "words of the broker",
+	"SshdFinding.reference":                     "words of the broker",
+	"SshdConfigResponse.listen_addresses":       "addresses and ports",
+	"SshdConfigResponse.allow_users":            "names of accounts; the permission is about this",
+	"SshdConfigResponse.deny_users":             "as SshdConfigResponse.allow_users",
+	"SshdConfigResponse.allow_groups":           "as SshdConfigResponse.allow_users",
+	"SshdConfigResponse.deny_groups":            "as SshdConfigResponse.allow_users",
+	"ListeningSocket.address":                   "an address of the host",
+	"ListeningSocketsResponse.problems":         "words of the broker",
 }
 
 // dangerous are the words of what no message may carry.
@@ -170,7 +216,8 @@ func TestNoRequestCanSayAnythingDangerous(t *testing.T) {
 // the engine made, references, addresses and the like.
 var plain = regexp.MustCompile(`^(name|id|image_id|image_digests|host_ip|protocol|type|network|ipv[46]_address|mac_address|next_page_token|spiffe_id|certificate_serial|permissions|resources|budget|rule|policy_hash|peer_address|caller|reason|frozen_by|explanation|version|revision|go_version|engine_api_version|container|request_id|permission|resource|name_pattern|page_token|` +
 	`server_version|api_version|os_type|architecture|kernel_version|storage_driver|cgroup_driver|cgroup_version|min_api_version|git_commit|` +
-	`plan|names|driver|scope|subnets|method|target|error_reason|references|digests?|in_use_by|image|remaining_references)$`)
+	`plan|names|driver|scope|subnets|method|target|error_reason|references|digests?|in_use_by|image|remaining_references|` +
+	`table|chain|target|key|permit_root_login|permit_tunnel|allow_tcp_forwarding|authentication_methods|log_level|ciphers|macs|\w+_algorithms)$`)
 
 func TestResponsesShowOnlyWhatSomebodyThoughtAbout(t *testing.T) {
 	fields(t, func(request bool, name string, fd protoreflect.FieldDescriptor) {

@@ -154,6 +154,31 @@ func (c *Client) Engine() brokerv1.EngineServiceClient {
 	return brokerv1.NewEngineServiceClient(c.conn)
 }
 
+// Firewall is the client of the host's packet filter.
+func (c *Client) Firewall() brokerv1.FirewallServiceClient {
+	return brokerv1.NewFirewallServiceClient(c.conn)
+}
+
+// Jails is the client of the host's fail2ban.
+func (c *Client) Jails() brokerv1.JailServiceClient {
+	return brokerv1.NewJailServiceClient(c.conn)
+}
+
+// Journal is the client of the host's journal.
+func (c *Client) Journal() brokerv1.JournalServiceClient {
+	return brokerv1.NewJournalServiceClient(c.conn)
+}
+
+// SSH is the client of the host's sshd.
+func (c *Client) SSH() brokerv1.SshServiceClient {
+	return brokerv1.NewSshServiceClient(c.conn)
+}
+
+// Sockets is the client of the host's sockets.
+func (c *Client) Sockets() brokerv1.SocketServiceClient {
+	return brokerv1.NewSocketServiceClient(c.conn)
+}
+
 // Operations is the client of long work that outlives a call.
 func (c *Client) Operations() brokerv1.OperationServiceClient {
 	return brokerv1.NewOperationServiceClient(c.conn)

@@ -108,19 +108,35 @@ const (
 	Kind_KIND_VOLUME Kind = 6
 	// Operations of the broker, by ID: "operations/<id>".
 	Kind_KIND_OPERATION Kind = 7
+	// The host's packet filter: "firewall".
+	Kind_KIND_FIREWALL Kind = 8
+	// Jails of fail2ban, by name: "jails/<name>".
+	Kind_KIND_JAIL Kind = 9
+	// Sources of the journal: "journal/kernel", "journal/units/ssh.service",
+	// "journal/identifiers/sudo".
+	Kind_KIND_JOURNAL Kind = 10
+	// The host's sshd: "ssh".
+	Kind_KIND_SSH Kind = 11
+	// The host's sockets: "sockets".
+	Kind_KIND_SOCKET Kind = 12
 )
 
 // Enum value maps for Kind.
 var (
 	Kind_name = map[int32]string{
-		0: "KIND_UNSPECIFIED",
-		1: "KIND_BROKER",
-		2: "KIND_CONTAINER",
-		3: "KIND_IMAGE",
-		4: "KIND_ENGINE",
-		5: "KIND_NETWORK",
-		6: "KIND_VOLUME",
-		7: "KIND_OPERATION",
+		0:  "KIND_UNSPECIFIED",
+		1:  "KIND_BROKER",
+		2:  "KIND_CONTAINER",
+		3:  "KIND_IMAGE",
+		4:  "KIND_ENGINE",
+		5:  "KIND_NETWORK",
+		6:  "KIND_VOLUME",
+		7:  "KIND_OPERATION",
+		8:  "KIND_FIREWALL",
+		9:  "KIND_JAIL",
+		10: "KIND_JOURNAL",
+		11: "KIND_SSH",
+		12: "KIND_SOCKET",
 	}
 	Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED": 0,
@@ -131,6 +147,11 @@ var (
 		"KIND_NETWORK":     5,
 		"KIND_VOLUME":      6,
 		"KIND_OPERATION":   7,
+		"KIND_FIREWALL":    8,
+		"KIND_JAIL":        9,
+		"KIND_JOURNAL":     10,
+		"KIND_SSH":         11,
+		"KIND_SOCKET":      12,
 	}
 )
 
@@ -495,7 +516,7 @@ const file_hermes_broker_v1_access_proto_rawDesc = "" +
 	"\x12EFFECT_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vEFFECT_READ\x10\x01\x12\x11\n" +
 	"\rEFFECT_CHANGE\x10\x02\x12\x12\n" +
-	"\x0eEFFECT_DESTROY\x10\x03*\x99\x01\n" +
+	"\x0eEFFECT_DESTROY\x10\x03*\xec\x01\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vKIND_BROKER\x10\x01\x12\x12\n" +
@@ -505,7 +526,13 @@ const file_hermes_broker_v1_access_proto_rawDesc = "" +
 	"\vKIND_ENGINE\x10\x04\x12\x10\n" +
 	"\fKIND_NETWORK\x10\x05\x12\x0f\n" +
 	"\vKIND_VOLUME\x10\x06\x12\x12\n" +
-	"\x0eKIND_OPERATION\x10\a*A\n" +
+	"\x0eKIND_OPERATION\x10\a\x12\x11\n" +
+	"\rKIND_FIREWALL\x10\b\x12\r\n" +
+	"\tKIND_JAIL\x10\t\x12\x10\n" +
+	"\fKIND_JOURNAL\x10\n" +
+	"\x12\f\n" +
+	"\bKIND_SSH\x10\v\x12\x0f\n" +
+	"\vKIND_SOCKET\x10\f*A\n" +
 	"\n" +
 	"AuditClass\x12\x1b\n" +
 	"\x17AUDIT_CLASS_UNSPECIFIED\x10\x00\x12\x16\n" +

@@ -117,6 +117,43 @@ const (
 	// [ABORTED] What would be pruned is not what expected_plan saw. Ask for a new
 	// plan with validate_only.
 	ErrorReason_ERROR_REASON_PLAN_CHANGED ErrorReason = 33
+	// [UNAVAILABLE] brokerhost, the part of the broker that reads the host's own
+	// state, does not answer. RetryInfo says when to try again.
+	ErrorReason_ERROR_REASON_HOST_UNAVAILABLE ErrorReason = 34
+	// [FAILED_PRECONDITION] This host has no such tool, or not one that the broker
+	// may trust: the operator finds why with `brokerhost check`. Metadata: tool.
+	ErrorReason_ERROR_REASON_TOOL_MISSING ErrorReason = 35
+	// [DEADLINE_EXCEEDED] The tool took too long and was killed. Metadata: tool.
+	ErrorReason_ERROR_REASON_TOOL_TIMEOUT ErrorReason = 36
+	// [RESOURCE_EXHAUSTED] The tool wrote more than it may and was killed.
+	// Metadata: tool.
+	ErrorReason_ERROR_REASON_TOOL_OUTPUT_TOO_LARGE ErrorReason = 37
+	// [INTERNAL] The tool failed, or a signal ended it. The operator finds its
+	// words in the audit trail, under the call's ID. Metadata: tool, and exit_code
+	// or signal.
+	ErrorReason_ERROR_REASON_TOOL_FAILED ErrorReason = 38
+	// [INTERNAL] What the tool said is not understood. The operator finds where in
+	// the audit trail, under the call's ID. Metadata: tool.
+	ErrorReason_ERROR_REASON_TOOL_OUTPUT_INVALID ErrorReason = 39
+	// [RESOURCE_EXHAUSTED] As many of the host's tools run as may at once. RetryInfo
+	// says when to try again.
+	ErrorReason_ERROR_REASON_HOST_BUSY ErrorReason = 40
+	// [FAILED_PRECONDITION] The host has no fail2ban: its socket is not there.
+	ErrorReason_ERROR_REASON_FAIL2BAN_MISSING ErrorReason = 41
+	// [UNAVAILABLE] fail2ban's socket is there, and nobody answers: it was stopped
+	// or has died. RetryInfo says when to try again.
+	ErrorReason_ERROR_REASON_FAIL2BAN_STOPPED ErrorReason = 42
+	// [NOT_FOUND] No such jail within the caller's reach. Metadata: jail.
+	ErrorReason_ERROR_REASON_JAIL_NOT_FOUND ErrorReason = 43
+	// [UNAVAILABLE] fail2ban hung up in the middle of its answer. RetryInfo says
+	// when to try again.
+	ErrorReason_ERROR_REASON_FAIL2BAN_ANSWER_TRUNCATED ErrorReason = 44
+	// [INTERNAL] fail2ban's answer holds what no answer of its may hold. Nothing of
+	// it was used.
+	ErrorReason_ERROR_REASON_FAIL2BAN_ANSWER_INVALID ErrorReason = 45
+	// [ABORTED] The firewall's rules were changed between two pages. Begin again
+	// without page_token.
+	ErrorReason_ERROR_REASON_RULES_CHANGED ErrorReason = 46
 )
 
 // Enum value maps for ErrorReason.
@@ -156,42 +193,68 @@ var (
 		31: "ERROR_REASON_OPERATION_INTERRUPTED",
 		32: "ERROR_REASON_OPERATION_CANCELLED",
 		33: "ERROR_REASON_PLAN_CHANGED",
+		34: "ERROR_REASON_HOST_UNAVAILABLE",
+		35: "ERROR_REASON_TOOL_MISSING",
+		36: "ERROR_REASON_TOOL_TIMEOUT",
+		37: "ERROR_REASON_TOOL_OUTPUT_TOO_LARGE",
+		38: "ERROR_REASON_TOOL_FAILED",
+		39: "ERROR_REASON_TOOL_OUTPUT_INVALID",
+		40: "ERROR_REASON_HOST_BUSY",
+		41: "ERROR_REASON_FAIL2BAN_MISSING",
+		42: "ERROR_REASON_FAIL2BAN_STOPPED",
+		43: "ERROR_REASON_JAIL_NOT_FOUND",
+		44: "ERROR_REASON_FAIL2BAN_ANSWER_TRUNCATED",
+		45: "ERROR_REASON_FAIL2BAN_ANSWER_INVALID",
+		46: "ERROR_REASON_RULES_CHANGED",
 	}
 	ErrorReason_value = map[string]int32{
-		"ERROR_REASON_UNSPECIFIED":             0,
-		"ERROR_REASON_PERMISSION_DENIED":       1,
-		"ERROR_REASON_ACCESS_REVOKED":          2,
-		"ERROR_REASON_FROZEN":                  3,
-		"ERROR_REASON_RATE_LIMITED":            4,
-		"ERROR_REASON_CONCURRENCY_LIMITED":     5,
-		"ERROR_REASON_CHANGE_BUDGET_EXHAUSTED": 6,
-		"ERROR_REASON_AUDIT_UNAVAILABLE":       7,
-		"ERROR_REASON_INVALID_ARGUMENT":        8,
-		"ERROR_REASON_CONTAINER_NOT_FOUND":     9,
-		"ERROR_REASON_CONTAINER_STATE":         10,
-		"ERROR_REASON_ENGINE_UNAVAILABLE":      11,
-		"ERROR_REASON_ENGINE_ERROR":            12,
-		"ERROR_REASON_DEADLINE_EXCEEDED":       13,
-		"ERROR_REASON_REQUEST_ID_REUSED":       14,
-		"ERROR_REASON_REQUEST_IN_PROGRESS":     15,
-		"ERROR_REASON_OUTCOME_UNKNOWN":         16,
-		"ERROR_REASON_METHOD_UNKNOWN":          17,
-		"ERROR_REASON_STREAM_EXPIRED":          18,
-		"ERROR_REASON_SLOW_READER":             19,
-		"ERROR_REASON_SHUTTING_DOWN":           20,
-		"ERROR_REASON_INTERNAL":                21,
-		"ERROR_REASON_CANCELLED":               22,
-		"ERROR_REASON_STATE_UNAVAILABLE":       23,
-		"ERROR_REASON_IMAGE_NOT_FOUND":         24,
-		"ERROR_REASON_IMAGE_IN_USE":            25,
-		"ERROR_REASON_REGISTRY_NOT_REGISTERED": 26,
-		"ERROR_REASON_REGISTRY_DENIED":         27,
-		"ERROR_REASON_REGISTRY_UNAVAILABLE":    28,
-		"ERROR_REASON_INSUFFICIENT_SPACE":      29,
-		"ERROR_REASON_OPERATION_NOT_FOUND":     30,
-		"ERROR_REASON_OPERATION_INTERRUPTED":   31,
-		"ERROR_REASON_OPERATION_CANCELLED":     32,
-		"ERROR_REASON_PLAN_CHANGED":            33,
+		"ERROR_REASON_UNSPECIFIED":               0,
+		"ERROR_REASON_PERMISSION_DENIED":         1,
+		"ERROR_REASON_ACCESS_REVOKED":            2,
+		"ERROR_REASON_FROZEN":                    3,
+		"ERROR_REASON_RATE_LIMITED":              4,
+		"ERROR_REASON_CONCURRENCY_LIMITED":       5,
+		"ERROR_REASON_CHANGE_BUDGET_EXHAUSTED":   6,
+		"ERROR_REASON_AUDIT_UNAVAILABLE":         7,
+		"ERROR_REASON_INVALID_ARGUMENT":          8,
+		"ERROR_REASON_CONTAINER_NOT_FOUND":       9,
+		"ERROR_REASON_CONTAINER_STATE":           10,
+		"ERROR_REASON_ENGINE_UNAVAILABLE":        11,
+		"ERROR_REASON_ENGINE_ERROR":              12,
+		"ERROR_REASON_DEADLINE_EXCEEDED":         13,
+		"ERROR_REASON_REQUEST_ID_REUSED":         14,
+		"ERROR_REASON_REQUEST_IN_PROGRESS":       15,
+		"ERROR_REASON_OUTCOME_UNKNOWN":           16,
+		"ERROR_REASON_METHOD_UNKNOWN":            17,
+		"ERROR_REASON_STREAM_EXPIRED":            18,
+		"ERROR_REASON_SLOW_READER":               19,
+		"ERROR_REASON_SHUTTING_DOWN":             20,
+		"ERROR_REASON_INTERNAL":                  21,
+		"ERROR_REASON_CANCELLED":                 22,
+		"ERROR_REASON_STATE_UNAVAILABLE":         23,
+		"ERROR_REASON_IMAGE_NOT_FOUND":           24,
+		"ERROR_REASON_IMAGE_IN_USE":              25,
+		"ERROR_REASON_REGISTRY_NOT_REGISTERED":   26,
+		"ERROR_REASON_REGISTRY_DENIED":           27,
+		"ERROR_REASON_REGISTRY_UNAVAILABLE":      28,
+		"ERROR_REASON_INSUFFICIENT_SPACE":        29,
+		"ERROR_REASON_OPERATION_NOT_FOUND":       30,
+		"ERROR_REASON_OPERATION_INTERRUPTED":     31,
+		"ERROR_REASON_OPERATION_CANCELLED":       32,
+		"ERROR_REASON_PLAN_CHANGED":              33,
+		"ERROR_REASON_HOST_UNAVAILABLE":          34,
+		"ERROR_REASON_TOOL_MISSING":              35,
+		"ERROR_REASON_TOOL_TIMEOUT":              36,
+		"ERROR_REASON_TOOL_OUTPUT_TOO_LARGE":     37,
+		"ERROR_REASON_TOOL_FAILED":               38,
+		"ERROR_REASON_TOOL_OUTPUT_INVALID":       39,
+		"ERROR_REASON_HOST_BUSY":                 40,
+		"ERROR_REASON_FAIL2BAN_MISSING":          41,
+		"ERROR_REASON_FAIL2BAN_STOPPED":          42,
+		"ERROR_REASON_JAIL_NOT_FOUND":            43,
+		"ERROR_REASON_FAIL2BAN_ANSWER_TRUNCATED": 44,
+		"ERROR_REASON_FAIL2BAN_ANSWER_INVALID":   45,
+		"ERROR_REASON_RULES_CHANGED":             46,
 	}
 )
 
@@ -226,7 +289,7 @@ var File_hermes_broker_v1_errors_proto protoreflect.FileDescriptor
 
 const file_hermes_broker_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x1dhermes/broker/v1/errors.proto\x12\x10hermes.broker.v1*\xa2\t\n" +
+	"\x1dhermes/broker/v1/errors.proto\x12\x10hermes.broker.v1*\xe8\f\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\"\n" +
 	"\x1eERROR_REASON_PERMISSION_DENIED\x10\x01\x12\x1f\n" +
@@ -262,7 +325,20 @@ const file_hermes_broker_v1_errors_proto_rawDesc = "" +
 	" ERROR_REASON_OPERATION_NOT_FOUND\x10\x1e\x12&\n" +
 	"\"ERROR_REASON_OPERATION_INTERRUPTED\x10\x1f\x12$\n" +
 	" ERROR_REASON_OPERATION_CANCELLED\x10 \x12\x1d\n" +
-	"\x19ERROR_REASON_PLAN_CHANGED\x10!B8Z6github.com/gortium/hermes-broker/api/brokerv1;brokerv1b\x06proto3"
+	"\x19ERROR_REASON_PLAN_CHANGED\x10!\x12!\n" +
+	"\x1dERROR_REASON_HOST_UNAVAILABLE\x10\"\x12\x1d\n" +
+	"\x19ERROR_REASON_TOOL_MISSING\x10#\x12\x1d\n" +
+	"\x19ERROR_REASON_TOOL_TIMEOUT\x10$\x12&\n" +
+	"\"ERROR_REASON_TOOL_OUTPUT_TOO_LARGE\x10%\x12\x1c\n" +
+	"\x18ERROR_REASON_TOOL_FAILED\x10&\x12$\n" +
+	" ERROR_REASON_TOOL_OUTPUT_INVALID\x10'\x12\x1a\n" +
+	"\x16ERROR_REASON_HOST_BUSY\x10(\x12!\n" +
+	"\x1dERROR_REASON_FAIL2BAN_MISSING\x10)\x12!\n" +
+	"\x1dERROR_REASON_FAIL2BAN_STOPPED\x10*\x12\x1f\n" +
+	"\x1bERROR_REASON_JAIL_NOT_FOUND\x10+\x12*\n" +
+	"&ERROR_REASON_FAIL2BAN_ANSWER_TRUNCATED\x10,\x12(\n" +
+	"$ERROR_REASON_FAIL2BAN_ANSWER_INVALID\x10-\x12\x1e\n" +
+	"\x1aERROR_REASON_RULES_CHANGED\x10.B8Z6github.com/gortium/hermes-broker/api/brokerv1;brokerv1b\x06proto3"
 
 var (
 	file_hermes_broker_v1_errors_proto_rawDescOnce sync.Once

@@ -43,10 +43,15 @@ var Nouns = map[brokerv1.Kind]string{
 	brokerv1.Kind_KIND_NETWORK:   "networks",
 	brokerv1.Kind_KIND_VOLUME:    "volumes",
 	brokerv1.Kind_KIND_OPERATION: "operations",
+	brokerv1.Kind_KIND_FIREWALL:  "firewall",
+	brokerv1.Kind_KIND_JAIL:      "jails",
+	brokerv1.Kind_KIND_JOURNAL:   "journal",
+	brokerv1.Kind_KIND_SSH:       "ssh",
+	brokerv1.Kind_KIND_SOCKET:    "sockets",
 }
 
 // Single are the nouns of which there is one thing only: it has no name.
-var Single = map[string]bool{"broker": true, "engine": true}
+var Single = map[string]bool{"broker": true, "engine": true, "firewall": true, "ssh": true, "sockets": true}
 
 // canonical writes names out in full, for the kinds whose things have more than
 // one spelling or a grammar of the broker's own. A decision is about the result.
@@ -65,11 +70,30 @@ var canonical = map[string]func(name string) (string, error){
 		}
 		return id, nil
 	},
+	"jails": func(name string) (string, error) {
+		if !jail.MatchString(name) {
+			return "", errors.New("give a jail's name, as Fail2banStatus shows it: 1 to 64 of a-z, A-Z, 0-9, _, . and -, the first a letter or digit")
+		}
+		return name, nil
+	},
+	"journal": func(name string) (string, error) {
+		kind, of, _ := strings.Cut(name, "/")
+		switch {
+		case name == "kernel", kind == "units" && unit.MatchString(of), kind == "identifiers" && identifier.MatchString(of):
+			return name, nil
+		case kind == "units" && unit.MatchString(of+".service"):
+			return "", errors.New("give the unit's full name, such as units/" + of + ".service; slices are no sources")
+		}
+		return "", errors.New("give kernel, units/ and a unit's full name such as units/ssh.service, or identifiers/ and a name such as identifiers/sudo")
+	},
 }
 
 var (
 	imageID     = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 	operationID = regexp.MustCompile(`^[A-Z2-7]{26}$`)
+	jail        = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$`)
+	unit        = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9:_.@\\-]{0,243}\.(service|socket|target|timer|mount|automount|swap|path|scope|device)$`)
+	identifier  = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9:_.@/+()-]{0,127}$`)
 )
 
 // Method is one method's declaration.
