@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 
+	brokerv1 "github.com/gortium/hermes-broker/api/brokerv1"
 	"github.com/gortium/hermes-broker/server/redact"
 )
 
@@ -53,6 +54,20 @@ func New(cfg Config) (*Services, error) {
 
 // Ping asks the engine whether it is there, and for its API version.
 func (s *Services) Ping(ctx context.Context) (string, error) { return s.Engine.engine.ping(ctx) }
+
+// AllContainers are all containers, for what shows of them no more than the caller
+// may list.
+func (s *Services) AllContainers(ctx context.Context) ([]*brokerv1.Container, error) {
+	items, err := s.Containers.engine.list(ctx)
+	if err != nil {
+		return nil, wholeFault(ctx, err)
+	}
+	all := make([]*brokerv1.Container, 0, len(items))
+	for _, i := range items {
+		all = append(all, i.Value)
+	}
+	return all, nil
+}
 
 // disk is the file system where the engine keeps its data.
 type disk struct {
