@@ -138,7 +138,7 @@ func TestNamedCommands(t *testing.T) {
 	}
 }
 
-var subcommand = regexp.MustCompile(`(?m)^  ([a-z]+) {2,}\S`)
+var subcommand = regexp.MustCompile(`(?m)^  ([a-z][a-z0-9]*) {2,}\S`)
 
 // wrongCommand says which word of a command line brokerctl does not know.
 func wrongCommand(ctl func(...string) string, help map[string]string, words []string) string {

@@ -8,9 +8,13 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 
 	"github.com/gortium/hermes-broker/api/brokerv1"
 	"github.com/gortium/hermes-broker/certs"
+	"github.com/gortium/hermes-broker/client"
 )
 
 // How far the clocks may be apart: certificates are checked against them.
@@ -57,8 +61,9 @@ func (a *app) doctorCommand() *cobra.Command {
 		Use:   "doctor",
 		Short: "Check the way to the broker, step by step",
 		Long: `Check the way to the broker, step by step: configuration, key, certificate,
-connection, the broker's identity, clock, engine, grants, freeze. The exit code is
-0 when nothing failed; warnings do not count.`,
+connection, the broker's identity, clock, engine, the part that reads the host's
+own state, grants, freeze. The exit code is 0 when nothing failed; warnings do not
+count.`,
 		Example: "  brokerctl doctor\n  brokerctl doctor --context spire -o json",
 		Args:    cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
@@ -168,6 +173,7 @@ func (a *app) examineBroker(ctx context.Context, e *examination, t target) {
 			e.note(gradeFail, "engine", "start it; the broker recovers by itself", "the container engine does not answer")
 		}
 	}
+	examineHost(ctx, e, c)
 	if n := len(me.GetGrants()); n == 0 {
 		e.note(gradeFail, "policy", "ask the operator for grants", "%s has no grants", me.GetSpiffeId())
 	} else {
@@ -177,6 +183,28 @@ func (a *app) examineBroker(ctx context.Context, e *examination, t target) {
 		e.note(gradeWarn, "freeze", "brokerctl unfreeze ends it", "%s", freezeText(f))
 	} else {
 		e.note(gradeOK, "freeze", "", "not frozen")
+	}
+}
+
+// hostService is what the health service calls whatever needs brokerhost.
+const hostService = "hermes.host.v1.HostService"
+
+// examineHost asks the health service, which is for those with broker.health, about
+// what older brokers do not have.
+func examineHost(ctx context.Context, e *examination, c *client.Client) {
+	resp, err := c.Health().Check(ctx, &healthpb.HealthCheckRequest{Service: hostService})
+	switch status.Code(err) {
+	case codes.OK:
+	case codes.PermissionDenied, codes.NotFound, codes.Unimplemented:
+		return
+	default:
+		e.refused("host", err)
+		return
+	}
+	if resp.GetStatus() == healthpb.HealthCheckResponse_SERVING {
+		e.note(gradeOK, "host", "", "brokerhost answers")
+	} else {
+		e.note(gradeWarn, "host", "start it; the broker recovers by itself", "the host's own state: brokerhost does not answer")
 	}
 }
 

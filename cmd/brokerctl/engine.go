@@ -25,16 +25,10 @@ func (a *app) engineCommand() *cobra.Command {
 }
 
 // describe makes cmd show the one answer to a question without arguments.
-func describe[R proto.Message](a *app, cmd *cobra.Command, takes time.Duration, ask func(context.Context, *client.Client) (R, error), text func(R) *table) *cobra.Command {
+func describe[R proto.Message](a *app, cmd *cobra.Command, takes time.Duration, call func(context.Context, *client.Client) (R, error), text func(R) *table) *cobra.Command {
 	cmd.Args = cobra.NoArgs
 	cmd.RunE = a.run(func(ctx context.Context, _ []string) error {
-		c, err := a.client(ctx)
-		if err != nil {
-			return err
-		}
-		ctx, cancel := a.deadline(ctx, takes)
-		defer cancel()
-		resp, err := ask(ctx, c)
+		resp, err := ask(ctx, a, takes, call)
 		if err != nil {
 			return failed("engine "+cmd.Name(), err)
 		}

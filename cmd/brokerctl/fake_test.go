@@ -35,6 +35,7 @@ type fakeBroker struct {
 	brokerv1.UnimplementedOperationServiceServer
 	brokerv1.UnimplementedBrokerServiceServer
 
+	host    fakeHost
 	pulls   pulls
 	cancels cancels
 	prunes  prunes
@@ -304,6 +305,7 @@ func serveFake(fake *fakeBroker, lis net.Listener, ca *certs.CA, leaf *certs.Lea
 	brokerv1.RegisterEngineServiceServer(s, fake)
 	brokerv1.RegisterOperationServiceServer(s, fake)
 	brokerv1.RegisterBrokerServiceServer(s, fake)
+	fake.host.register(s)
 	go func() { _ = s.Serve(lis) }() // ends with Stop
 	return s.Stop
 }

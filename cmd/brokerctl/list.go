@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"io"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
@@ -40,6 +41,21 @@ func list[Page page, Item any](ctx context.Context, a *app, ask func(context.Con
 			return all, nil
 		}
 	}
+}
+
+// wholePage is for lists of which more than the items is of interest.
+func wholePage[Page any](p Page) []Page { return []Page{p} }
+
+// ask makes one call.
+func ask[R any](ctx context.Context, a *app, takes time.Duration, call func(context.Context, *client.Client) (R, error)) (R, error) {
+	c, err := a.client(ctx)
+	if err != nil {
+		var none R
+		return none, err
+	}
+	ctx, cancel := a.deadline(ctx, takes)
+	defer cancel()
+	return call(ctx, c)
 }
 
 // showList shows a list whose pages were put together in value.

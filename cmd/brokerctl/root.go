@@ -84,8 +84,9 @@ func (a *app) rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "brokerctl",
 		Short: "Ask a Hermes broker",
-		Long: `Ask a Hermes broker: look after containers, images and the engine, see what a
-caller may do and did, and stop it.
+		Long: `Ask a Hermes broker: look after containers, images and the engine, look at the
+host's firewall, fail2ban, journal, sshd and sockets, see what a caller may do and
+did, and stop it.
 
 Where the broker is and who is asking comes from a context (help contexts), from
 BROKER_* variables, or from flags; the later wins.`,
@@ -116,6 +117,7 @@ BROKER_* variables, or from flags; the later wins.`,
 	complete(root, "context", a.contextNames()...)
 	root.AddCommand(
 		a.containersCommand(), a.imagesCommand(), a.engineCommand(), a.networksCommand(), a.volumesCommand(), a.opsCommand(),
+		a.firewallCommand(), a.fail2banCommand(), a.journalCommand(), a.sshdCommand(), a.socketsCommand(),
 		a.whoamiCommand(), a.canCommand(), a.freezeCommand(), a.unfreezeCommand(), a.versionCommand(),
 		a.auditCommand(), a.certsCommand(), a.doctorCommand(), a.callCommand(),
 		helpTopic("exit-codes", "What the exit codes mean", exitCodesHelp),

@@ -86,11 +86,7 @@ func (t *table) write(w io.Writer) error {
 	}
 	for _, row := range t.rows {
 		for i, c := range row {
-			if t.painted && c.colour != plain {
-				fmt.Fprintf(out, "\x1b[%dm%s\x1b[0m", c.colour, c.text)
-			} else {
-				out.WriteString(c.text)
-			}
+			out.WriteString(paint(t.painted, c.colour, c.text))
 			if i < len(row)-1 {
 				out.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(c.text)+2))
 			}
@@ -98,6 +94,36 @@ func (t *table) write(w io.Writer) error {
 		out.WriteByte('\n')
 	}
 	return out.Flush()
+}
+
+// sentence is a table that is one line.
+func (a *app) sentence(c colour, format string, args ...any) *table {
+	t := a.newTable()
+	t.addCells(cell{fmt.Sprintf(format, args...), c})
+	return t
+}
+
+// paint colours clean text.
+func paint(painted bool, c colour, text string) string {
+	if !painted || c == plain {
+		return text
+	}
+	return fmt.Sprintf("\x1b[%dm%s\x1b[0m", c, text)
+}
+
+// writeTables prints tables with a blank line between.
+func writeTables(w io.Writer, tables ...*table) error {
+	for i, t := range tables {
+		if i > 0 {
+			if _, err := fmt.Fprintln(w); err != nil {
+				return err
+			}
+		}
+		if err := t.write(w); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // shortDuration gives a duration in its largest unit or two: 3d4h, 12m, 1.5s.
@@ -153,4 +179,12 @@ func shortID(id string) string { return id[:min(12, len(id))] }
 // enumText gives an enum value as a word: CONTAINER_STATE_RUNNING is "running".
 func enumText(value fmt.Stringer, prefix string) string {
 	return strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(value.String(), prefix)), "_", "-")
+}
+
+// knownText is enumText, and nothing for a value that says nothing.
+func knownText[E enum](value E, prefix string) string {
+	if value == 0 {
+		return ""
+	}
+	return enumText(value, prefix)
 }
