@@ -72,6 +72,10 @@ func New(req Request) (Pager, error) {
 	return p, nil
 }
 
+// After is the key of the last item of the page before, or "". A list whose keys
+// say what they were cut from can tell by it that this has changed.
+func (p *Pager) After() string { return p.after }
+
 // token asks for the page behind an item.
 func (p *Pager) token(key string) string {
 	r := proto.Clone(p.req).ProtoReflect()

@@ -3,6 +3,8 @@ package page
 import (
 	"strings"
 	"testing"
+
+	brokerv1 "github.com/gortium/hermes-broker/api/brokerv1"
 )
 
 // glob is what matchName must be, in the simplest words.
@@ -38,6 +40,18 @@ func TestMatchName(t *testing.T) {
 				t.Fatalf("%q on %q: %v, want %v", pattern, name, got, want)
 			}
 		}
+	}
+}
+
+// TestAfter: a pager tells behind which item its page begins.
+func TestAfter(t *testing.T) {
+	p, err := New(&brokerv1.FirewallStatusRequest{PageSize: 1})
+	if err != nil || p.After() != "" {
+		t.Errorf("%q, %v", p.After(), err)
+	}
+	_, token := Cut(p, []Item[*brokerv1.FirewallRule]{{Key: "a"}, {Key: "b"}}, func(*brokerv1.FirewallRule) bool { return true })
+	if p, err = New(&brokerv1.FirewallStatusRequest{PageToken: token}); err != nil || p.After() != "a" {
+		t.Errorf("%q, %v", p.After(), err)
 	}
 }
 
