@@ -7,7 +7,7 @@ VERSION ?= devel
 # Without these tags reflection in gRPC's tracing keeps methods alive that
 # brokerd must not hold; docs/design/link-proof.md says more.
 TAGS    := grpcnotrace,retrynotrace
-GOBUILD := CGO_ENABLED=0 go build -trimpath -tags $(TAGS) -ldflags '-s -w -X github.com/gortium/hermes-broker/server.Version=$(VERSION)'
+GOBUILD := CGO_ENABLED=0 go build -trimpath -tags $(TAGS) -ldflags '-s -w -X github.com/gortium/hermes-broker/server.Version=$(VERSION) -X main.version=$(VERSION)'
 
 FUZZTIME ?= 30s
 # Tests that need a container engine; see scripts/install-test-deps.

@@ -9,6 +9,11 @@ import (
 
 const module = "github.com/gortium/hermes-broker/"
 
+// deciders decide and record; the slices do neither, and know nothing of each other.
+var deciders = []string{
+	module + "server/policy", module + "server/audit", module + "server/identity", module + "server/chain", module + "server", module + "server/docker",
+}
+
 // rules say which package may not depend on which, and why. With direct set
 // only the package's own imports count. A name that ends in "/..." is all below.
 var rules = []struct {
@@ -21,15 +26,27 @@ var rules = []struct {
 	{"client", false, []string{module + "server/...", "github.com/docker/docker/..."}, nil, "the client holds no power"},
 	{"cmd/brokerctl", false, []string{"github.com/docker/docker/...", module + "server/docker", module + "server/chain", module + "server/policy", module + "server"}, nil,
 		"the operator's tool asks the broker like everybody else; it reads the audit trail's files with server/audit alone"},
-	{"server/docker", false, []string{module + "server/policy", module + "server/audit", module + "server/identity", module + "server/chain", module + "server"}, nil,
+	{"server/docker", false, deciders[:5], nil,
 		"a slice is asked after the decision and cannot make it"},
+	{"server/firewall", false, deciders, nil, "as server/docker"},
+	{"server/jail", false, deciders, nil, "as server/docker"},
+	{"server/journal", false, deciders, nil, "as server/docker"},
+	{"server/ssh", false, deciders, nil, "as server/docker"},
+	{"server/socket", false, deciders, nil, "as server/docker"},
+	{"server/hostlink", false, deciders, nil, "as server/docker"},
+	{"cmd/brokerhost", false, append([]string{"github.com/docker/docker/...", "github.com/kisielk/og-rek/...", module + "server/access", module + "server/hostlink"}, deciders...), nil,
+		"brokerhost runs its table and reads nothing of what comes out"},
 	{"server/policy", false, []string{"google.golang.org/grpc/..."}, nil, "a decision is about words, not about how calls arrive"},
 	{"server/audit", false, []string{"google.golang.org/grpc/..."}, nil, "the trail outlives the protocol"},
 	{"cmd/brokerd", false, []string{
 		"os/exec", "plugin", "text/template", "html/template", "github.com/docker/cli/...", "github.com/docker/compose/...", "github.com/compose-spec/...",
 		"github.com/open-policy-agent/...", "github.com/coreos/go-iptables/...", "github.com/urfave/...", "github.com/spf13/cobra", "go/build",
 	}, nil, "brokerd cannot run anything, and links nothing that keeps it from being shown"},
-	{"...", true, []string{"os/exec", "plugin"}, []string{"e2e/testhost"}, "only tests' hosts start programs"},
+	{"...", true, []string{"os/exec", "plugin"}, []string{"server/host", "e2e/testhost"}, "only brokerhost and tests' hosts start programs"},
+	{"...", true, []string{module + "server/host"}, []string{"cmd/brokerhost"}, "what starts programs is in one binary"},
+	{"...", true, []string{module + "internal/hostv1"}, []string{
+		"server/host", "server/hostlink", "server/firewall", "server/jail", "server/journal", "server/ssh", "server/socket",
+	}, "nobody else asks brokerhost"},
 	{"...", true, []string{"github.com/docker/docker/..."}, []string{"server/docker"}, "one package has the SDK"},
 	{"...", true, []string{"github.com/spiffe/go-spiffe/..."}, []string{"server/identity", "certs", "certs/certstest", "client"}, "identity is checked in few places"},
 	{"...", true, []string{"log"}, []string{"e2e/testhost"}, "slog is the log"},

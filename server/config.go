@@ -26,6 +26,7 @@ type Config struct {
 	State      strictyaml.At[string] `yaml:"state"`
 	Audit      AuditConfig           `yaml:"audit"`
 	Engine     EngineConfig          `yaml:"engine"`
+	Host       HostConfig            `yaml:"host"`
 	Containers ContainersConfig      `yaml:"containers"`
 	Registries []RegistryConfig      `yaml:"registries"`
 	Images     ImagesConfig          `yaml:"images"`
@@ -62,6 +63,11 @@ type AuditConfig struct {
 
 // EngineConfig is about the container engine.
 type EngineConfig struct {
+	Socket strictyaml.At[string] `yaml:"socket"`
+}
+
+// HostConfig is about brokerhost.
+type HostConfig struct {
 	Socket strictyaml.At[string] `yaml:"socket"`
 }
 
@@ -122,6 +128,7 @@ func Defaults() *Config {
 		Identity:   Identity{MaxLifetime: at(31 * 24 * time.Hour)},
 		Audit:      AuditConfig{Segment: at(strictyaml.Bytes(64 << 20)), Timeout: at(5 * time.Second)},
 		Engine:     EngineConfig{Socket: at("/run/docker.sock")},
+		Host:       HostConfig{Socket: at("/run/hermes-brokerhost/host.sock")},
 		Images:     ImagesConfig{MinFree: at(strictyaml.Bytes(1 << 30))},
 		Operations: OperationsConfig{Retention: at(24 * time.Hour), Kept: at(500)},
 		Limits: LimitsConfig{
@@ -153,7 +160,7 @@ func ParseConfig(path string, data []byte) (*Config, strictyaml.Problems) {
 	for _, p := range []struct {
 		name string
 		at   strictyaml.At[string]
-	}{{"policy", c.Policy}, {"state", c.State}, {"engine.socket", c.Engine.Socket}} {
+	}{{"policy", c.Policy}, {"state", c.State}, {"engine.socket", c.Engine.Socket}, {"host.socket", c.Host.Socket}} {
 		checkPath(fail, p.name, p.at)
 	}
 	hosts := map[string]bool{}

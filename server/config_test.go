@@ -40,6 +40,7 @@ func TestFullConfig(t *testing.T) {
 		State:      at("/srv/b"),
 		Audit:      AuditConfig{Segment: at(strictyaml.Bytes(1 << 20)), Keep: at(9), Timeout: at(2 * time.Second)},
 		Engine:     EngineConfig{Socket: at("/run/podman.sock")},
+		Host:       HostConfig{Socket: at("/run/b/host.sock")},
 		Containers: ContainersConfig{Labels: []strictyaml.At[string]{at("com.docker.compose.project")}},
 		Registries: []RegistryConfig{{Host: at("127.0.0.1:5000")}, {Host: at("registry.example"), Username: at("robot"), PasswordFile: at("/etc/b/registry.password")}},
 		Images:     ImagesConfig{MinFree: at(strictyaml.Bytes(23 << 30))},

@@ -124,6 +124,7 @@ func (r *rig) start(edit func(*Config)) {
 	cfg.Policy.Value = r.path("policy.yaml")
 	cfg.State.Value = r.path("state")
 	cfg.Engine.Socket.Value = r.engine.Socket
+	cfg.Host.Socket.Value = r.path("host.sock") // Nobody is there.
 	cfg.Identity.Certificate.Value, cfg.Identity.Key.Value, cfg.Identity.Bundle.Value = r.path("server.crt"), r.path("server.key"), r.path("bundle.crt")
 	r.socket = r.path("b.sock")
 	cfg.Listen = []Listener{{Unix: at(r.socket)}}

@@ -22,14 +22,20 @@ import (
 	"github.com/gortium/hermes-broker/server/audit"
 	"github.com/gortium/hermes-broker/server/chain"
 	"github.com/gortium/hermes-broker/server/docker"
+	"github.com/gortium/hermes-broker/server/firewall"
 	"github.com/gortium/hermes-broker/server/freeze"
+	"github.com/gortium/hermes-broker/server/hostlink"
 	"github.com/gortium/hermes-broker/server/idempotency"
 	"github.com/gortium/hermes-broker/server/identity"
+	"github.com/gortium/hermes-broker/server/jail"
+	"github.com/gortium/hermes-broker/server/journal"
 	"github.com/gortium/hermes-broker/server/limits"
 	"github.com/gortium/hermes-broker/server/operation"
 	"github.com/gortium/hermes-broker/server/policy"
 	"github.com/gortium/hermes-broker/server/redact"
 	"github.com/gortium/hermes-broker/server/rootfile"
+	"github.com/gortium/hermes-broker/server/socket"
+	"github.com/gortium/hermes-broker/server/ssh"
 )
 
 // Server is a brokerd.
@@ -46,6 +52,7 @@ type Server struct {
 	files   *identity.Files // nil with a Workload API.
 	ops     *operation.Store
 	engine  *docker.Services
+	host    *hostlink.Link
 	health  *health.Server
 	grpc    *grpc.Server
 
@@ -54,8 +61,11 @@ type Server struct {
 	refused     *limits.Sampler
 }
 
-// engineService is the health service's name for whatever needs the engine.
-const engineService = "hermes.broker.v1.ContainerService"
+// What the health service calls whatever needs the engine, and brokerhost.
+const (
+	engineService = "hermes.broker.v1.ContainerService"
+	hostService   = "hermes.host.v1.HostService"
+)
 
 // services are all services there are.
 type services struct {
@@ -64,13 +74,20 @@ type services struct {
 	images     brokerv1.ImageServiceServer
 	engine     brokerv1.EngineServiceServer
 	operations brokerv1.OperationServiceServer
+	firewall   brokerv1.FirewallServiceServer
+	jails      brokerv1.JailServiceServer
+	journal    brokerv1.JournalServiceServer
+	ssh        brokerv1.SshServiceServer
+	sockets    brokerv1.SocketServiceServer
 	health     healthv1.HealthServer
 }
 
 // unimplemented are services that answer nothing.
 var unimplemented = services{
 	brokerv1.UnimplementedBrokerServiceServer{}, brokerv1.UnimplementedContainerServiceServer{}, brokerv1.UnimplementedImageServiceServer{},
-	brokerv1.UnimplementedEngineServiceServer{}, brokerv1.UnimplementedOperationServiceServer{}, healthv1.UnimplementedHealthServer{},
+	brokerv1.UnimplementedEngineServiceServer{}, brokerv1.UnimplementedOperationServiceServer{},
+	brokerv1.UnimplementedFirewallServiceServer{}, brokerv1.UnimplementedJailServiceServer{}, brokerv1.UnimplementedJournalServiceServer{},
+	brokerv1.UnimplementedSshServiceServer{}, brokerv1.UnimplementedSocketServiceServer{}, healthv1.UnimplementedHealthServer{},
 }
 
 func (s services) register(r grpc.ServiceRegistrar) {
@@ -79,6 +96,11 @@ func (s services) register(r grpc.ServiceRegistrar) {
 	brokerv1.RegisterImageServiceServer(r, s.images)
 	brokerv1.RegisterEngineServiceServer(r, s.engine)
 	brokerv1.RegisterOperationServiceServer(r, s.operations)
+	brokerv1.RegisterFirewallServiceServer(r, s.firewall)
+	brokerv1.RegisterJailServiceServer(r, s.jails)
+	brokerv1.RegisterJournalServiceServer(r, s.journal)
+	brokerv1.RegisterSshServiceServer(r, s.ssh)
+	brokerv1.RegisterSocketServiceServer(r, s.sockets)
 	healthv1.RegisterHealthServer(r, s.health)
 }
 
@@ -110,8 +132,15 @@ func New(ctx context.Context, cfg *Config) (_ *Server, err error) {
 	if err := s.openState(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.openEngine(); err != nil {
+	rules, err := redact.New(values(cfg.Logs.Redact))
+	if err != nil {
 		return nil, err
+	}
+	if err := s.openEngine(rules); err != nil {
+		return nil, err
+	}
+	if s.host, err = hostlink.New(cfg.Host.Socket.Value); err != nil {
+		return nil, fmt.Errorf("brokerhost: %w", err)
 	}
 	frozen, err := freeze.Open(filepath.Join(cfg.State.Value, "freeze.json"))
 	if err != nil {
@@ -142,13 +171,27 @@ func New(ctx context.Context, cfg *Config) (_ *Server, err error) {
 	}
 	s.health = health.NewServer()
 	s.health.SetServingStatus(engineService, healthv1.HealthCheckResponse_NOT_SERVING)
+	s.health.SetServingStatus(hostService, healthv1.HealthCheckResponse_NOT_SERVING)
 	s.grpc = grpc.NewServer(append(s.chain.Options(), s.options()...)...)
+	filter := firewall.New(s.host.ReadAll)
 	services{
 		broker: &broker{
 			policy: s.policy.Load, freeze: frozen, methods: s.methods, engine: s.engine.Ping, recheck: s.recheck, now: s.now,
 		},
 		containers: s.engine.Containers, images: s.engine.Images, engine: s.engine.Engine,
-		operations: &operations{store: s.ops, methods: s.methods}, health: s.health,
+		operations: &operations{store: s.ops, methods: s.methods},
+		firewall:   filter, jails: jail.New(s.host.ReadAll), journal: journal.New(s.host.Read, rules), ssh: ssh.New(s.host.ReadAll),
+		sockets: socket.New(socket.Config{
+			List: s.host.ListSockets, Containers: s.engine.AllContainers,
+			Reach: func(ctx context.Context) (socket.Reach, error) {
+				view, err := filter.Reach(ctx)
+				if err != nil {
+					return nil, err
+				}
+				return view, nil
+			},
+		}),
+		health: s.health,
 	}.register(s.chain.Register(s.grpc))
 	// What is served is what was declared, and nothing besides.
 	if _, err := access.Load(s.grpc.GetServiceInfo()); err != nil {
@@ -183,11 +226,7 @@ func (s *Server) openState(ctx context.Context) (err error) {
 	return err
 }
 
-func (s *Server) openEngine() error {
-	rules, err := redact.New(values(s.cfg.Logs.Redact))
-	if err != nil {
-		return err
-	}
+func (s *Server) openEngine(rules *redact.Rules) error {
 	registries, err := s.cfg.registries()
 	if err != nil {
 		return fmt.Errorf("registries: %w", err)
@@ -279,6 +318,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	watchers.Go(func() { s.watchPolicy(watching) })
 	watchers.Go(func() { s.watchCalls(watching) })
 	watchers.Go(func() { s.watchEngine(watching) })
+	watchers.Go(func() { s.watchHost(watching) })
 	go s.watchOperations(watching)
 	if s.files != nil {
 		watchers.Go(func() { s.files.Watch(watching, pollInterval, s.identityReloaded) })
@@ -333,5 +373,8 @@ func (s *Server) close() {
 	}
 	if s.store != nil {
 		_ = s.store.Close()
+	}
+	if s.host != nil {
+		_ = s.host.Close()
 	}
 }

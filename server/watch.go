@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"time"
 
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
@@ -141,6 +142,49 @@ func (s *Server) watchEngine(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// neededBy says which methods need a tool of brokerhost's table, one of several or
+// the only one. All of them, and ListeningSockets, need brokerhost.
+var neededBy = map[string]string{
+	"iptables_nft_save": "FirewallStatus", "ip6tables_nft_save": "FirewallStatus", "iptables_legacy_save": "FirewallStatus",
+	"ip6tables_legacy_save": "FirewallStatus", "nft": "FirewallStatus", "sshd": "SshdConfig", "journalctl": "ReadJournal",
+	"fail2ban": "Fail2banStatus, GetJail, ListBanned",
+}
+
+// watchHost keeps the health service true about brokerhost, and tells the operator
+// what is missing. Nothing else depends on it.
+func (s *Server) watchHost(ctx context.Context) {
+	said := ""
+	look := func() {
+		ask, cancel := context.WithTimeout(ctx, 10*time.Second)
+		tools, err := s.host.Describe(ask)
+		cancel()
+		if ctx.Err() != nil {
+			return
+		}
+		status, state := healthv1.HealthCheckResponse_SERVING, "answers"
+		var lacking []string
+		for _, t := range tools {
+			if t.GetProblem() != "" {
+				lacking = append(lacking, t.GetName()+" ("+neededBy[t.GetName()]+")")
+			}
+		}
+		switch {
+		case err != nil:
+			status, state = healthv1.HealthCheckResponse_NOT_SERVING, "does not answer"
+			lacking = []string{"everything (FirewallStatus, Fail2banStatus, GetJail, ListBanned, ReadJournal, SshdConfig, ListeningSockets)"}
+		case len(lacking) > 0:
+			state = "answers, and lacks tools"
+		}
+		s.health.SetServingStatus(hostService, status)
+		if now := state + strings.Join(lacking, ", "); now != said {
+			said = now
+			slog.Info("brokerhost "+state, "missing", strings.Join(lacking, ", "))
+		}
+	}
+	look()
+	every(ctx, 5*time.Second, look)
 }
 
 // lookBack looks on the engine for what interrupted operations have left there.

@@ -109,7 +109,8 @@ const (
 	JournalEndReason_JOURNAL_END_REASON_END JournalEndReason = 1
 	// As many were given as limit says. There may be more.
 	JournalEndReason_JOURNAL_END_REASON_LIMIT JournalEndReason = 2
-	// As many were looked at as one call may; go on with cursor, or ask for less.
+	// As many were looked at, or kept, as one call may: 200,000 entries, 20 seconds, 4
+	// MiB of the newest. Go on with cursor, or ask for less.
 	JournalEndReason_JOURNAL_END_REASON_SCANNED JournalEndReason = 3
 )
 
@@ -301,8 +302,9 @@ type ReadJournalRequest_Contains struct {
 }
 
 type ReadJournalRequest_Matches struct {
-	// A match of this regular expression (RE2 syntax), at most 256 bytes. It is
-	// searched in time in proportion to the message's length.
+	// A match of this regular expression (RE2 syntax), at most 256 bytes, and not
+	// much larger with its repetitions written out. It is searched in time in
+	// proportion to the message's length.
 	Matches string `protobuf:"bytes,6,opt,name=matches,proto3,oneof"`
 }
 
@@ -480,7 +482,10 @@ type JournalEnd struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Why.
 	Reason JournalEndReason `protobuf:"varint,1,opt,name=reason,proto3,enum=hermes.broker.v1.JournalEndReason" json:"reason,omitempty"`
-	// The newest entry that was looked at: go on behind it. Empty when none was.
+	// The newest entry that was looked at: a call with it as cursor gives what comes
+	// behind it. When none was looked at, the request's own cursor. To older entries
+	// than those of a call without cursor and since leads until, with the time of the
+	// oldest one that came.
 	Cursor string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	// How many entries were looked at.
 	Scanned       int64 `protobuf:"varint,3,opt,name=scanned,proto3" json:"scanned,omitempty"`

@@ -42,7 +42,12 @@ type JournalServiceClient interface {
 	// With cursor or since it goes forward from there; else it gives the newest
 	// entries, and how many is limit. What looks like a secret is replaced by
 	// "[redacted]", before a pattern looks at it; this is a safety net, not a
-	// promise. The last message of a stream that is not cut has an end.
+	// promise. What the engine's log driver wrote for containers is left out, wherever
+	// it stands: ContainerLogs is for that. The last message of a stream that is not
+	// cut has an end.
+	//
+	// Where the host's clock was set back, a forward read ends at the first entry
+	// behind until, although there may be earlier ones after it.
 	ReadJournal(ctx context.Context, in *ReadJournalRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReadJournalResponse], error)
 }
 
@@ -93,7 +98,12 @@ type JournalServiceServer interface {
 	// With cursor or since it goes forward from there; else it gives the newest
 	// entries, and how many is limit. What looks like a secret is replaced by
 	// "[redacted]", before a pattern looks at it; this is a safety net, not a
-	// promise. The last message of a stream that is not cut has an end.
+	// promise. What the engine's log driver wrote for containers is left out, wherever
+	// it stands: ContainerLogs is for that. The last message of a stream that is not
+	// cut has an end.
+	//
+	// Where the host's clock was set back, a forward read ends at the first entry
+	// behind until, although there may be earlier ones after it.
 	ReadJournal(*ReadJournalRequest, grpc.ServerStreamingServer[ReadJournalResponse]) error
 	mustEmbedUnimplementedJournalServiceServer()
 }

@@ -227,12 +227,13 @@ type ListeningSocket struct {
 	Inode uint64 `protobuf:"varint,4,opt,name=inode,proto3" json:"inode,omitempty"`
 	// The numeric user ID of who made it.
 	Uid uint32 `protobuf:"varint,5,opt,name=uid,proto3" json:"uid,omitempty"`
-	// The processes that hold it, at most 8. Empty when the kernel itself does.
+	// The processes that hold it, at most 8, less those of containers that the caller
+	// may not list. Empty when the kernel itself holds it.
 	Processes []*SocketProcess `protobuf:"bytes,6,rep,name=processes,proto3" json:"processes,omitempty"`
 	// The container whose process holds it, or whose port it publishes, when the
 	// caller may list that container.
 	Container string `protobuf:"bytes,7,opt,name=container,proto3" json:"container,omitempty"`
-	// It is the engine's, for a published port of the container.
+	// It is the engine's, for a published port of that container.
 	Published bool `protobuf:"varint,8,opt,name=published,proto3" json:"published,omitempty"`
 	// It is on a network of the container's own, not on the host's.
 	ContainerNetwork bool `protobuf:"varint,9,opt,name=container_network,json=containerNetwork,proto3" json:"container_network,omitempty"`

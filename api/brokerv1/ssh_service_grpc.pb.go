@@ -26,7 +26,8 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// SshService reads how the host's sshd is set up. No keys, nor where they are.
+// SshService reads how the host's sshd is set up. No private keys, nor where the
+// host's are.
 type SshServiceClient interface {
 	// SshdConfig gives the configuration that sshd would start with now: defaults
 	// and files together, as sshd itself reads them. Match blocks are not applied.
@@ -55,7 +56,8 @@ func (c *sshServiceClient) SshdConfig(ctx context.Context, in *SshdConfigRequest
 // All implementations must embed UnimplementedSshServiceServer
 // for forward compatibility.
 //
-// SshService reads how the host's sshd is set up. No keys, nor where they are.
+// SshService reads how the host's sshd is set up. No private keys, nor where the
+// host's are.
 type SshServiceServer interface {
 	// SshdConfig gives the configuration that sshd would start with now: defaults
 	// and files together, as sshd itself reads them. Match blocks are not applied.

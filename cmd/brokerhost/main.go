@@ -21,7 +21,6 @@ import (
 	"syscall"
 	"text/tabwriter"
 
-	"github.com/gortium/hermes-broker/internal/hostv1"
 	"github.com/gortium/hermes-broker/internal/termclean"
 	"github.com/gortium/hermes-broker/server/host"
 )
@@ -76,10 +75,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 // check prints the table.
 func check(ctx context.Context, h *host.Host, out io.Writer) error {
-	table, err := h.Describe(ctx, &hostv1.DescribeRequest{Versions: true})
-	if err != nil {
-		return err
-	}
+	table := h.Table(ctx)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "TOOL\tSTATE\tVERSION\tOWNER\tPATH\tLEADS TO")
 	dash := func(s string) string {
@@ -88,19 +84,19 @@ func check(ctx context.Context, h *host.Host, out io.Writer) error {
 		}
 		return termclean.String(s)
 	}
-	for _, t := range table.GetTools() {
+	for _, l := range table {
 		state := "ok"
-		if t.GetProblem() != "" {
+		if l.Problem != "" {
 			state = "missing"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", t.GetName(), state, dash(t.GetVersion()), dash(t.GetOwner()), dash(t.GetPath()), dash(t.GetTarget()))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", l.Name, state, dash(l.Version), dash(l.Owner), dash(l.Path), dash(l.Target))
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	for _, t := range table.GetTools() {
-		if t.GetProblem() != "" {
-			fmt.Fprintf(out, "%s: %s\n", t.GetName(), termclean.String(t.GetProblem()))
+	for _, l := range table {
+		if l.Problem != "" {
+			fmt.Fprintf(out, "%s: %s\n", l.Name, termclean.String(l.Problem))
 		}
 	}
 	return nil

@@ -186,11 +186,9 @@ func (Outcome) EnumDescriptor() ([]byte, []int) {
 	return file_hermes_host_v1_host_service_proto_rawDescGZIP(), []int{1}
 }
 
-// DescribeRequest says how much to describe.
+// DescribeRequest has no fields.
 type DescribeRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Run the tools for their versions.
-	Versions      bool `protobuf:"varint,1,opt,name=versions,proto3" json:"versions,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -223,13 +221,6 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
 	return file_hermes_host_v1_host_service_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *DescribeRequest) GetVersions() bool {
-	if x != nil {
-		return x.Versions
-	}
-	return false
 }
 
 // DescribeResponse is the table.
@@ -286,13 +277,7 @@ type Tool struct {
 	// Its configured path.
 	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
 	// Why it cannot be used now; empty when it can.
-	Problem string `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"`
-	// What it says of its version; empty when it does not, or was not asked.
-	Version string `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
-	// The file that the path leads to.
-	Target string `protobuf:"bytes,5,opt,name=target,proto3" json:"target,omitempty"`
-	// The owner of that file.
-	Owner         string `protobuf:"bytes,6,opt,name=owner,proto3" json:"owner,omitempty"`
+	Problem       string `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -344,27 +329,6 @@ func (x *Tool) GetPath() string {
 func (x *Tool) GetProblem() string {
 	if x != nil {
 		return x.Problem
-	}
-	return ""
-}
-
-func (x *Tool) GetVersion() string {
-	if x != nil {
-		return x.Version
-	}
-	return ""
-}
-
-func (x *Tool) GetTarget() string {
-	if x != nil {
-		return x.Target
-	}
-	return ""
-}
-
-func (x *Tool) GetOwner() string {
-	if x != nil {
-		return x.Owner
 	}
 	return ""
 }
@@ -653,8 +617,8 @@ type Journal struct {
 	Until *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=until,proto3" json:"until,omitempty"`
 	// Only entries at least so severe: 0 (emergency) to 7 (debug). Unset means all.
 	Priority *int32 `protobuf:"varint,6,opt,name=priority,proto3,oneof" json:"priority,omitempty"`
-	// Only entries behind this one.
-	AfterCursor string `protobuf:"bytes,7,opt,name=after_cursor,json=afterCursor,proto3" json:"after_cursor,omitempty"`
+	// Only entries from this one on, itself included when it is one of them.
+	Cursor string `protobuf:"bytes,7,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	// The newest first.
 	Reverse bool `protobuf:"varint,8,opt,name=reverse,proto3" json:"reverse,omitempty"`
 	// Wait for more at the end.
@@ -751,9 +715,9 @@ func (x *Journal) GetPriority() int32 {
 	return 0
 }
 
-func (x *Journal) GetAfterCursor() string {
+func (x *Journal) GetCursor() string {
 	if x != nil {
-		return x.AfterCursor
+		return x.Cursor
 	}
 	return ""
 }
@@ -1080,10 +1044,12 @@ type ListSocketsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most 256.
 	Sockets []*Socket `protobuf:"bytes,1,rep,name=sockets,proto3" json:"sockets,omitempty"`
-	// Files of processes could not be read, so that holders may be missing.
-	Incomplete    bool `protobuf:"varint,2,opt,name=incomplete,proto3" json:"incomplete,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Some processes could not be looked into, so that holders may be missing.
+	HoldersMissing bool `protobuf:"varint,2,opt,name=holders_missing,json=holdersMissing,proto3" json:"holders_missing,omitempty"`
+	// There are more sockets, or network namespaces, than are looked at.
+	SocketsMissing bool `protobuf:"varint,3,opt,name=sockets_missing,json=socketsMissing,proto3" json:"sockets_missing,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ListSocketsResponse) Reset() {
@@ -1123,9 +1089,16 @@ func (x *ListSocketsResponse) GetSockets() []*Socket {
 	return nil
 }
 
-func (x *ListSocketsResponse) GetIncomplete() bool {
+func (x *ListSocketsResponse) GetHoldersMissing() bool {
 	if x != nil {
-		return x.Incomplete
+		return x.HoldersMissing
+	}
+	return false
+}
+
+func (x *ListSocketsResponse) GetSocketsMissing() bool {
+	if x != nil {
+		return x.SocketsMissing
 	}
 	return false
 }
@@ -1143,12 +1116,10 @@ type Socket struct {
 	Inode uint64 `protobuf:"varint,4,opt,name=inode,proto3" json:"inode,omitempty"`
 	// The user that made it.
 	Uid uint32 `protobuf:"varint,5,opt,name=uid,proto3" json:"uid,omitempty"`
-	// The inode of its network namespace.
-	Namespace uint64 `protobuf:"varint,6,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	// Whether that is the one of brokerhost.
-	OfHost bool `protobuf:"varint,7,opt,name=of_host,json=ofHost,proto3" json:"of_host,omitempty"`
+	// Whether it is in the network namespace of brokerhost, and so the host's own.
+	OfHost bool `protobuf:"varint,6,opt,name=of_host,json=ofHost,proto3" json:"of_host,omitempty"`
 	// The processes that hold it, at most 8.
-	Holders       []*Holder `protobuf:"bytes,8,rep,name=holders,proto3" json:"holders,omitempty"`
+	Holders       []*Holder `protobuf:"bytes,7,rep,name=holders,proto3" json:"holders,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1214,13 +1185,6 @@ func (x *Socket) GetInode() uint64 {
 func (x *Socket) GetUid() uint32 {
 	if x != nil {
 		return x.Uid
-	}
-	return 0
-}
-
-func (x *Socket) GetNamespace() uint64 {
-	if x != nil {
-		return x.Namespace
 	}
 	return 0
 }
@@ -1308,18 +1272,14 @@ var File_hermes_host_v1_host_service_proto protoreflect.FileDescriptor
 
 const file_hermes_host_v1_host_service_proto_rawDesc = "" +
 	"\n" +
-	"!hermes/host/v1/host_service.proto\x12\x0ehermes.host.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"-\n" +
-	"\x0fDescribeRequest\x12\x1a\n" +
-	"\bversions\x18\x01 \x01(\bR\bversions\">\n" +
+	"!hermes/host/v1/host_service.proto\x12\x0ehermes.host.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x11\n" +
+	"\x0fDescribeRequest\">\n" +
 	"\x10DescribeResponse\x12*\n" +
-	"\x05tools\x18\x01 \x03(\v2\x14.hermes.host.v1.ToolR\x05tools\"\x90\x01\n" +
+	"\x05tools\x18\x01 \x03(\v2\x14.hermes.host.v1.ToolR\x05tools\"H\n" +
 	"\x04Tool\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x18\n" +
-	"\aproblem\x18\x03 \x01(\tR\aproblem\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\tR\aversion\x12\x16\n" +
-	"\x06target\x18\x05 \x01(\tR\x06target\x12\x14\n" +
-	"\x05owner\x18\x06 \x01(\tR\x05owner\"\xc5\x02\n" +
+	"\aproblem\x18\x03 \x01(\tR\aproblem\"\xc5\x02\n" +
 	"\vReadRequest\x12C\n" +
 	"\riptables_save\x18\x01 \x01(\v2\x1c.hermes.host.v1.IptablesSaveH\x00R\fiptablesSave\x12=\n" +
 	"\vnft_ruleset\x18\x02 \x01(\v2\x1a.hermes.host.v1.NftRulesetH\x00R\n" +
@@ -1335,7 +1295,7 @@ const file_hermes_host_v1_host_service_proto_rawDesc = "" +
 	"\n" +
 	"NftRuleset\"\f\n" +
 	"\n" +
-	"SshdConfig\"\xe2\x02\n" +
+	"SshdConfig\"\xd7\x02\n" +
 	"\aJournal\x12\x18\n" +
 	"\x06kernel\x18\x01 \x01(\bH\x00R\x06kernel\x12\x14\n" +
 	"\x04unit\x18\x02 \x01(\tH\x00R\x04unit\x12 \n" +
@@ -1344,8 +1304,8 @@ const file_hermes_host_v1_host_service_proto_rawDesc = "" +
 	"identifier\x120\n" +
 	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
 	"\x05until\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x1f\n" +
-	"\bpriority\x18\x06 \x01(\x05H\x01R\bpriority\x88\x01\x01\x12!\n" +
-	"\fafter_cursor\x18\a \x01(\tR\vafterCursor\x12\x18\n" +
+	"\bpriority\x18\x06 \x01(\x05H\x01R\bpriority\x88\x01\x01\x12\x16\n" +
+	"\x06cursor\x18\a \x01(\tR\x06cursor\x12\x18\n" +
 	"\areverse\x18\b \x01(\bR\areverse\x12\x16\n" +
 	"\x06follow\x18\t \x01(\bR\x06follow\x12\x14\n" +
 	"\x05lines\x18\n" +
@@ -1366,21 +1326,19 @@ const file_hermes_host_v1_host_service_proto_rawDesc = "" +
 	"\x05words\x18\x04 \x01(\fR\x05words\x12\x12\n" +
 	"\x04tool\x18\x05 \x01(\tR\x04tool\";\n" +
 	"\x12ListSocketsRequest\x12%\n" +
-	"\x0eall_namespaces\x18\x01 \x01(\bR\rallNamespaces\"g\n" +
+	"\x0eall_namespaces\x18\x01 \x01(\bR\rallNamespaces\"\x99\x01\n" +
 	"\x13ListSocketsResponse\x120\n" +
-	"\asockets\x18\x01 \x03(\v2\x16.hermes.host.v1.SocketR\asockets\x12\x1e\n" +
-	"\n" +
-	"incomplete\x18\x02 \x01(\bR\n" +
-	"incomplete\"\xd9\x01\n" +
+	"\asockets\x18\x01 \x03(\v2\x16.hermes.host.v1.SocketR\asockets\x12'\n" +
+	"\x0fholders_missing\x18\x02 \x01(\bR\x0eholdersMissing\x12'\n" +
+	"\x0fsockets_missing\x18\x03 \x01(\bR\x0esocketsMissing\"\xbb\x01\n" +
 	"\x06Socket\x12\x10\n" +
 	"\x03udp\x18\x01 \x01(\bR\x03udp\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x14\n" +
 	"\x05inode\x18\x04 \x01(\x04R\x05inode\x12\x10\n" +
-	"\x03uid\x18\x05 \x01(\rR\x03uid\x12\x1c\n" +
-	"\tnamespace\x18\x06 \x01(\x04R\tnamespace\x12\x17\n" +
-	"\aof_host\x18\a \x01(\bR\x06ofHost\x120\n" +
-	"\aholders\x18\b \x03(\v2\x16.hermes.host.v1.HolderR\aholders\"Q\n" +
+	"\x03uid\x18\x05 \x01(\rR\x03uid\x12\x17\n" +
+	"\aof_host\x18\x06 \x01(\bR\x06ofHost\x120\n" +
+	"\aholders\x18\a \x03(\v2\x16.hermes.host.v1.HolderR\aholders\"Q\n" +
 	"\x06Holder\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12!\n" +

@@ -38,6 +38,12 @@ func (h *Host) fail2banSocket() *tool {
 
 var jailSyntax = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$`)
 
+// settings are the daemon's own: "get dbfile" is answered for like a jail. No jail
+// of such a name can be asked about.
+var settings = map[string]bool{
+	"loglevel": true, "logtarget": true, "syslogsocket": true, "dbfile": true, "dbmaxmatches": true, "dbpurgeage": true, "thread": true, "allowipv6": true,
+}
+
 // questions are all that fail2ban is ever asked. None of them changes anything.
 var questions = map[hostv1.Fail2BanVerb][]string{
 	hostv1.Fail2BanVerb_FAIL2BAN_VERB_VERSION:     {"version"},
@@ -56,17 +62,17 @@ func (h *Host) fail2ban(q *hostv1.Fail2Ban) (answer, error) {
 	if !ok {
 		return nil, errors.New("no question to fail2ban")
 	}
-	if about := len(words) > 1; about != (q.GetJail() != "") || about && !jailSyntax.MatchString(q.GetJail()) {
+	if about := len(words) > 1; about != (q.GetJail() != "") || about && (!jailSyntax.MatchString(q.GetJail()) || settings[q.GetJail()]) {
 		return nil, errors.New("no jail")
 	}
-	return func(ctx context.Context, send func([]byte) error) *hostv1.End {
+	return func(ctx context.Context, send send) *hostv1.End {
 		data, outcome, err := h.askFail2ban(ctx, pickled(words, q.GetJail()))
 		end := &hostv1.End{Outcome: outcome, Tool: "fail2ban"}
 		if err != nil {
 			end.Words = []byte(err.Error())
 		}
 		for piece := range slices.Chunk(data, pieceBytes) {
-			if send(piece) != nil {
+			if send(ctx, piece) != nil {
 				break // Nobody is there to be told.
 			}
 		}

@@ -77,7 +77,7 @@ func TestFail2banQuestions(t *testing.T) {
 		}
 	}
 	n := len(heard)
-	for _, jail := range append(hostile(), "web\na.", "x"+fail2banEnd, "a b", "a\\u000aq", strings.Repeat("a", 65)) {
+	for _, jail := range append(hostile(), "web\na.", "x"+fail2banEnd, "a b", "a\\u000aq", strings.Repeat("a", 65), "dbfile", "loglevel", "logtarget", "syslogsocket", "dbpurgeage") {
 		if jail == "ssh" || jail == "ssh.slice" || jail == "user.slice" || jail == "_UID=0" || jail != strings.ToValidUTF8(jail, "") {
 			continue // Names like any other, or no string at all.
 		}

@@ -13,6 +13,7 @@
 package host
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -39,6 +40,8 @@ type Host struct {
 	// tools and follows bound what runs at once; who follows the journal takes
 	// nothing from those who ask.
 	tools, follows chan struct{}
+	// looking lets one look at the sockets at a time.
+	looking chan struct{}
 }
 
 const (
@@ -48,7 +51,7 @@ const (
 
 // New makes a brokerhost that does not listen yet.
 func New(cfg *Config) *Host {
-	return &Host{cfg: cfg, tools: make(chan struct{}, maxTools), follows: make(chan struct{}, maxFollows)}
+	return &Host{cfg: cfg, tools: make(chan struct{}, maxTools), follows: make(chan struct{}, maxFollows), looking: make(chan struct{}, 1)}
 }
 
 // Serve listens and serves until the context ends. What runs then is ended.
@@ -83,7 +86,14 @@ func (h *Host) Serve(ctx context.Context) error {
 // listen opens the socket, in a folder that is root's alone.
 func (h *Host) listen() (net.Listener, error) {
 	path := h.cfg.Socket.Value
-	if err := rootfile.MkdirPrivate(filepath.Dir(path)); err != nil {
+	dir := filepath.Dir(path)
+	// What an earlier start has opened for the other user is closed again first.
+	if info, err := os.Lstat(dir); err == nil && info.Mode() == os.ModeDir|othersDir {
+		if err := os.Chmod(dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	if err := rootfile.MkdirPrivate(dir); err != nil {
 		return nil, err
 	}
 	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
@@ -108,19 +118,35 @@ func (h *Host) listen() (net.Listener, error) {
 	return l, nil
 }
 
+// othersDir is the mode of the folder when brokerd runs as another user: it can
+// reach the socket, and nobody can see or change what is there.
+const othersDir = 0o711
+
 // admit lets one other user reach the socket: its folder stays root's.
 func (h *Host) admit(uid int) error {
 	path := h.cfg.Socket.Value
-	return errors.Join(os.Chown(path, uid, -1), os.Chmod(path, 0o600), os.Chmod(filepath.Dir(path), 0o711))
+	return errors.Join(os.Chown(path, uid, -1), os.Chmod(path, 0o600), os.Chmod(filepath.Dir(path), othersDir))
 }
 
 // Describe implements hostv1.HostServiceServer.
-func (h *Host) Describe(ctx context.Context, req *hostv1.DescribeRequest) (*hostv1.DescribeResponse, error) {
+func (h *Host) Describe(context.Context, *hostv1.DescribeRequest) (*hostv1.DescribeResponse, error) {
 	resp := &hostv1.DescribeResponse{}
 	for _, t := range h.table() {
-		resp.Tools = append(resp.Tools, t.describe(ctx, req.GetVersions()))
+		d := &hostv1.Tool{Name: t.name, Path: t.path}
+		if problem := t.problem(); problem != nil {
+			d.Problem = problem.Error()
+		}
+		resp.Tools = append(resp.Tools, d)
 	}
 	return resp, nil
+}
+
+// Table is brokerhost's table with what each tool is on this host, for people.
+func (h *Host) Table(ctx context.Context) (all []Line) {
+	for _, t := range h.table() {
+		all = append(all, t.line(ctx))
+	}
+	return all
 }
 
 // Read implements hostv1.HostServiceServer.
@@ -133,15 +159,36 @@ func (h *Host) Read(req *hostv1.ReadRequest, stream hostv1.HostService_ReadServe
 	if req.GetJournal().GetFollow() {
 		slots = h.follows
 	}
+	// A reader who does not read holds up the sender alone: the tool, and its place,
+	// are gone at the tool's bound all the same.
+	pieces, sent := make(chan []byte), make(chan error, 1)
+	go func() {
+		var err error
+		for data := range pieces {
+			if err == nil {
+				err = stream.Send(&hostv1.ReadResponse{Event: &hostv1.ReadResponse_Data{Data: data}})
+			}
+		}
+		sent <- err
+	}()
 	var end *hostv1.End
 	select {
 	case slots <- struct{}{}:
-		defer func() { <-slots }()
-		end = ask(stream.Context(), func(data []byte) error {
-			return stream.Send(&hostv1.ReadResponse{Event: &hostv1.ReadResponse_Data{Data: data}})
+		end = ask(stream.Context(), func(ctx context.Context, data []byte) error {
+			select {
+			case pieces <- bytes.Clone(data):
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
 		})
+		<-slots
 	default:
 		end = &hostv1.End{Outcome: hostv1.Outcome_OUTCOME_BUSY}
+	}
+	close(pieces)
+	if err := <-sent; err != nil {
+		return err
 	}
 	if err := stream.Context().Err(); err != nil {
 		return status.FromContextError(err).Err()
@@ -150,7 +197,11 @@ func (h *Host) Read(req *hostv1.ReadRequest, stream hostv1.HostService_ReadServe
 }
 
 // answer asks one line of the table and hands over what it says, piece by piece.
-type answer func(ctx context.Context, send func([]byte) error) *hostv1.End
+type answer func(ctx context.Context, send send) *hostv1.End
+
+// send hands over a piece, which is the caller's again when it returns. It waits for
+// the reader no longer than the context lives.
+type send func(ctx context.Context, data []byte) error
 
 // asked is the line of the table that a request means. It is the only way from a
 // request to a program.

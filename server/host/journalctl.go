@@ -20,7 +20,7 @@ func (h *Host) journalctl(follow bool) *tool {
 		// --all: else a long message is replaced by null.
 		args: []string{
 			"--no-pager", "--quiet", "--all", "--output=json",
-			"--output-fields=MESSAGE,PRIORITY,SYSLOG_IDENTIFIER,_COMM,SYSLOG_PID,_PID,_SYSTEMD_UNIT",
+			"--output-fields=MESSAGE,PRIORITY,SYSLOG_IDENTIFIER,_COMM,SYSLOG_PID,_PID,_SYSTEMD_UNIT,CONTAINER_ID",
 		},
 	}
 	if dir := h.cfg.Journal.Value; dir != "" {
@@ -37,7 +37,7 @@ func (h *Host) journalctl(follow bool) *tool {
 var (
 	unitSyntax       = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9:_.@\\-]{0,243}\.(service|socket|target|timer|mount|automount|swap|path|scope|device)$`)
 	identifierSyntax = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9:_.@/+()-]{0,127}$`)
-	cursorSyntax     = regexp.MustCompile(`^s=[0-9a-f]{1,32};i=[0-9a-f]{1,16};b=[0-9a-f]{1,32};m=[0-9a-f]{1,16};t=[0-9a-f]{1,16};x=[0-9a-f]{1,16}$`)
+	cursorSyntax     = regexp.MustCompile(`^s=[0-9a-f]{32};i=[0-9a-f]{1,16};b=[0-9a-f]{32};m=[0-9a-f]{1,16};t=[0-9a-f]{1,16};x=[0-9a-f]{1,16}$`)
 )
 
 const maxLines = 10_000
@@ -77,11 +77,13 @@ func (h *Host) journalArgs(q *hostv1.Journal) ([]string, error) {
 		}
 		args = append(args, "--priority="+strconv.Itoa(int(*q.Priority)))
 	}
-	if q.GetAfterCursor() != "" {
-		if !cursorSyntax.MatchString(q.GetAfterCursor()) {
+	if q.GetCursor() != "" {
+		if !cursorSyntax.MatchString(q.GetCursor()) {
 			return nil, errors.New("no cursor")
 		}
-		args = append(args, "--after-cursor="+q.GetAfterCursor())
+		// Not --after-cursor: when the entry itself is not among those that match,
+		// that leaves out the first one behind it.
+		args = append(args, "--cursor="+q.GetCursor())
 	}
 	if q.GetReverse() {
 		args = append(args, "--reverse")
@@ -93,7 +95,7 @@ func (h *Host) journalArgs(q *hostv1.Journal) ([]string, error) {
 		return nil, errors.New("no number of lines")
 	}
 	args = append(args, "--follow")
-	if q.GetAfterCursor() != "" || q.GetSince() != nil {
+	if q.GetCursor() != "" || q.GetSince() != nil {
 		return append(args, "--no-tail"), nil
 	}
 	return append(args, "--lines="+strconv.Itoa(int(q.GetLines()))), nil

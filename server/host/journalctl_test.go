@@ -22,7 +22,7 @@ func hostile() []string {
 		"ssh.service\x00--rotate", "\x00", "a\tb.service", "ssh*.service", "*", "?.service", "[a-z].service", "{a,b}.service", "$(id).service", "`id`", ";id", "a|b.service", "a&b.service",
 		"../../etc/passwd", "/etc/passwd", "ssh", "ssh.slice", "-.slice", "user.slice", "-.mount", "ss\u04bb.service", "\u2010\u2010rotate", "\uff0d\uff0drotate", "ssh.servi\u0441e", "ssh.service\u200b",
 		"\u202essh.service", "ssh\xff.service", "_UID=0", "MESSAGE=x", "%s.service", "ssh.service,sudo", "ssh.service --rotate", "'ssh.service'", "\"ssh.service\"", strings.Repeat("a", 244) + "a.service",
-		strings.Repeat("a", 64<<10), strings.Repeat("a", 64<<10-8) + ".service",
+		"s=1;i=1;b=2;m=3;t=4;x=5", strings.Repeat("a", 64<<10), strings.Repeat("a", 64<<10-8) + ".service",
 	}
 	return values
 }
@@ -51,7 +51,7 @@ func TestJournalValues(t *testing.T) {
 			refused(&hostv1.Journal{Source: &hostv1.Journal_Identifier{Identifier: v}})
 		}
 		if v != "" {
-			refused(&hostv1.Journal{Source: kernel, AfterCursor: v})
+			refused(&hostv1.Journal{Source: kernel, Cursor: v})
 		}
 	}
 	refused(&hostv1.Journal{})
@@ -70,7 +70,7 @@ func TestJournalValues(t *testing.T) {
 	for _, q := range []*hostv1.Journal{
 		{Source: &hostv1.Journal_Unit{Unit: `systemd-cryptsetup@dev-disk\x2dby.service`}, Since: &timestamppb.Timestamp{Seconds: 1, Nanos: 2000}, Until: &timestamppb.Timestamp{Seconds: 9}},
 		{Source: &hostv1.Journal_Identifier{Identifier: "postfix/smtpd(x)"}, Priority: proto.Int32(3), Reverse: true},
-		{Source: kernel, AfterCursor: "s=0f;i=1;b=2;m=3;t=4;x=5", Follow: true, Lines: 5},
+		{Source: kernel, Cursor: "s=0123456789abcdef0123456789abcdef;i=1;b=0123456789abcdef0123456789abcdef;m=3;t=4;x=5", Follow: true, Lines: 5},
 		{Source: kernel, Follow: true, Lines: 5},
 	} {
 		args, err := r.host.journalArgs(q)
@@ -79,7 +79,7 @@ func TestJournalValues(t *testing.T) {
 		}
 		for _, a := range args {
 			option, _, _ := strings.Cut(a, "=")
-			if !slices.Contains([]string{"_TRANSPORT", "--unit", "--identifier", "--since", "--until", "--priority", "--after-cursor", "--reverse", "--follow", "--no-tail", "--lines"}, option) {
+			if !slices.Contains([]string{"_TRANSPORT", "--unit", "--identifier", "--since", "--until", "--priority", "--cursor", "--reverse", "--follow", "--no-tail", "--lines"}, option) {
 				t.Errorf("%v: the argument %q", q, a)
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -29,6 +30,7 @@ type rig struct {
 	dir    string
 	cfg    *Config
 	host   *Host
+	stop   func()
 	client hostv1.HostServiceClient
 }
 
@@ -56,13 +58,20 @@ func newRig(t *testing.T, edit func(*rig)) *rig {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.host.Serve(ctx) }()
-	t.Cleanup(func() {
+	r.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 	})
+	t.Cleanup(r.stop)
 	r.client = r.dial(func(uint32) bool { return true })
+	for range 1000 { // Until it listens.
+		if _, err := os.Stat(r.cfg.Socket.Value); err == nil {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 	return r
 }
 
@@ -123,8 +132,13 @@ func journal(q *hostv1.Journal) *hostv1.ReadRequest {
 	return &hostv1.ReadRequest{What: &hostv1.ReadRequest_Journal{Journal: q}}
 }
 
-// gone waits until no process of a script's is left: each has its folder in its
-// command line.
+// sleep is a program that sleeps for long, by a time that no other test's has.
+func (r *rig) sleep() string {
+	return "sleep 1000." + strings.TrimLeft(r.dir, "abcdefghijklmnopqrstuvwxyz/-")
+}
+
+// gone waits until no process of a script's is left: each has the rig's folder, or
+// its time to sleep, in its command line.
 func (r *rig) gone() {
 	r.t.Helper()
 	for range 300 {
@@ -139,8 +153,10 @@ func (r *rig) gone() {
 func (r *rig) running() string {
 	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, path := range all {
-		if text, err := os.ReadFile(path); err == nil && strings.Contains(string(text), r.dir) {
-			return strings.ReplaceAll(string(text), "\x00", " ")
+		text, err := os.ReadFile(path)
+		line := strings.ReplaceAll(string(text), "\x00", " ")
+		if err == nil && (strings.Contains(line, r.dir) || strings.Contains(line, r.sleep())) {
+			return line
 		}
 	}
 	return ""

@@ -28,8 +28,9 @@ var (
 
 // run runs the tool and hands over what it writes. When the deadline passes, the
 // bound is exceeded, the caller leaves or send fails, its whole process group is
-// killed. In any case nothing of the group is left when run returns.
-func (t *tool) run(ctx context.Context, args []string, send func([]byte) error) *hostv1.End {
+// killed. In any case nothing of the group is left when run returns, and that is soon
+// after, whatever the reader does.
+func (t *tool) run(ctx context.Context, args []string, send send) *hostv1.End {
 	target, err := t.target()
 	if err != nil {
 		return &hostv1.End{Outcome: hostv1.Outcome_OUTCOME_UNAVAILABLE, Words: []byte(err.Error())}
@@ -54,7 +55,8 @@ func (t *tool) run(ctx context.Context, args []string, send func([]byte) error) 
 		WaitDelay: time.Second,
 	}
 	// The kernel sends the death signal when the thread that forked ends, so the
-	// thread is kept until the program has ended.
+	// thread is kept until the program has ended. It is for the death of brokerhost,
+	// and reaches the program itself.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	err = cmd.Start()
@@ -85,7 +87,7 @@ func (t *tool) run(ctx context.Context, args []string, send func([]byte) error) 
 	// A process that left the group may hold the pipe open.
 	unblock := context.AfterFunc(ctx, func() { _ = out.SetReadDeadline(time.Now()) })
 	defer unblock()
-	if err := t.copy(out, send); err != nil {
+	if err := t.copy(ctx, out, send); err != nil {
 		cancel(err)
 	}
 	<-gone
@@ -94,7 +96,7 @@ func (t *tool) run(ctx context.Context, args []string, send func([]byte) error) 
 }
 
 // copy hands over the output, until its end or its bound.
-func (t *tool) copy(out io.Reader, send func([]byte) error) error {
+func (t *tool) copy(ctx context.Context, out io.Reader, send send) error {
 	piece := make([]byte, pieceBytes)
 	for left := t.most; ; {
 		n, err := out.Read(piece)
@@ -102,7 +104,7 @@ func (t *tool) copy(out io.Reader, send func([]byte) error) error {
 			return errTooLarge
 		}
 		if n > 0 {
-			if err := send(piece[:n]); err != nil {
+			if err := send(ctx, piece[:n]); err != nil {
 				return err
 			}
 		}

@@ -31,7 +31,7 @@ func TestFixedArguments(t *testing.T) {
 		{iptables, r.cfg.Tools.IptablesNftSave.Value + " -c"},
 		{sshd, r.cfg.Tools.Sshd.Value + " -T -f /etc/ssh/sshd_config"},
 		{journal(&hostv1.Journal{Source: &hostv1.Journal_Unit{Unit: "ssh.service"}}), r.cfg.Tools.Journalctl.Value + " --no-pager --quiet --all --output=json " +
-			"--output-fields=MESSAGE,PRIORITY,SYSLOG_IDENTIFIER,_COMM,SYSLOG_PID,_PID,_SYSTEMD_UNIT --directory=" + r.dir + " --unit=ssh.service"},
+			"--output-fields=MESSAGE,PRIORITY,SYSLOG_IDENTIFIER,_COMM,SYSLOG_PID,_PID,_SYSTEMD_UNIT,CONTAINER_ID --directory=" + r.dir + " --unit=ssh.service"},
 	} {
 		if said, end := r.must(t.Context(), c.req); strings.Join(strings.Fields(said), " ") != c.want || end.GetExitCode() != 0 {
 			t.Errorf("ran %q, want %q: %v", said, c.want, end)
@@ -74,9 +74,10 @@ func TestToolsThatMisbehave(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, nil)
-			tool := &tool{name: "tool", path: r.script("tool", "# "+r.dir+"\n"+c.script), timeout: wait, most: 1 << 20}
+			script := strings.ReplaceAll(c.script, "sleep 1000", r.sleep())
+			tool := &tool{name: "tool", path: r.script("tool", script), timeout: wait, most: 1 << 20}
 			begun := time.Now()
-			end := tool.run(t.Context(), nil, func([]byte) error { return nil })
+			end := tool.run(t.Context(), nil, func(context.Context, []byte) error { return nil })
 			if took := time.Since(begun); took > 3*time.Second {
 				t.Errorf("it took %v", took)
 			}
@@ -99,7 +100,7 @@ func TestToolsThatMisbehave(t *testing.T) {
 // TestCallerLeaves: with the caller goes the tool.
 func TestCallerLeaves(t *testing.T) {
 	r := newRig(t, func(r *rig) {
-		r.cfg.Tools.Journalctl.Value = r.script("journalctl", "while :; do echo x; sleep 1000 & wait; done")
+		r.cfg.Tools.Journalctl.Value = r.script("journalctl", "while :; do echo x; "+r.sleep()+" & wait; done")
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	stream, err := r.client.Read(ctx, journal(&hostv1.Journal{Source: &hostv1.Journal_Kernel{Kernel: true}, Follow: true}))
@@ -118,12 +119,39 @@ func TestCallerLeaves(t *testing.T) {
 	slow := &tool{name: "slow", path: r.script("slow", "exec cat /dev/zero"), timeout: 200 * time.Millisecond}
 	block := make(chan struct{})
 	time.AfterFunc(400*time.Millisecond, func() { close(block) })
-	if end := slow.run(t.Context(), nil, func([]byte) error { <-block; return nil }); end.GetOutcome() != hostv1.Outcome_OUTCOME_TIMED_OUT {
+	if end := slow.run(t.Context(), nil, func(context.Context, []byte) error { <-block; return nil }); end.GetOutcome() != hostv1.Outcome_OUTCOME_TIMED_OUT {
 		t.Errorf("%v", end)
 	}
-	failed := slow.run(t.Context(), nil, func([]byte) error { return errors.New("gone") })
+	failed := slow.run(t.Context(), nil, func(context.Context, []byte) error { return errors.New("gone") })
 	if failed.GetOutcome() != hostv1.Outcome_OUTCOME_SIGNALLED {
 		t.Errorf("%v", failed)
+	}
+	r.gone()
+}
+
+// TestReaderWhoDoesNotRead: the tool ends at its bound, and its place is free, also
+// when nobody reads what it said.
+func TestReaderWhoDoesNotRead(t *testing.T) {
+	r := newRig(t, func(r *rig) {
+		r.cfg.Tools.Sshd.Value = r.script("sshd", "exec head -c 900000 /dev/zero")
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for range maxTools {
+		if _, err := r.client.Read(ctx, sshd); err != nil { // And never Recv.
+			t.Fatal(err)
+		}
+	}
+	begun := time.Now()
+	for {
+		_, end := r.must(t.Context(), iptables)
+		if end.GetOutcome() == hostv1.Outcome_OUTCOME_EXITED && time.Since(begun) > time.Second {
+			break
+		}
+		if time.Since(begun) > 15*time.Second {
+			t.Fatalf("no place is free: %v", end)
+		}
+		time.Sleep(100 * time.Millisecond)
 	}
 	r.gone()
 }
@@ -133,7 +161,7 @@ func TestCallerLeaves(t *testing.T) {
 func TestBusy(t *testing.T) {
 	r := newRig(t, func(r *rig) {
 		r.cfg.Tools.Nft.Value = r.script("nft", "sleep 1")
-		r.cfg.Tools.Journalctl.Value = r.script("journalctl", "echo x; sleep 1000")
+		r.cfg.Tools.Journalctl.Value = r.script("journalctl", "echo x; "+r.sleep())
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -179,12 +207,6 @@ func TestBusy(t *testing.T) {
 // TestWhoMayAsk: the folder is root's alone, and so is the right to ask.
 func TestWhoMayAsk(t *testing.T) {
 	r := newRig(t, func(r *rig) { r.cfg.User.Value = 4242 })
-	for range 500 {
-		if _, err := os.Stat(r.cfg.Socket.Value); err == nil {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
 	if _, err := r.client.Describe(contextWithin(t, 5*time.Second), &hostv1.DescribeRequest{}); status.Code(err) != codes.Unavailable {
 		t.Errorf("another user than the configured one: %v", err)
 	}
@@ -197,6 +219,21 @@ func TestWhoMayAsk(t *testing.T) {
 	info, err = os.Stat(good.dir + "/sock")
 	if err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("%v, %v", info, err)
+	}
+	// It starts again where it was before, for another user too.
+	r.stop()
+	again := New(r.cfg)
+	l, err := again.listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if err := os.Chmod(r.dir+"/sock", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := again.listen(); err == nil {
+		l.Close()
+		t.Error("it listens in a folder that others can read")
 	}
 	// And brokerd asks nobody but root.
 	strict := good.dial(func(uint32) bool { return false })
@@ -261,14 +298,14 @@ func TestTrust(t *testing.T) {
 			marker := r.dir + "/ran"
 			path := prepare(r.script("tool-"+strings.ReplaceAll(name, " ", "-"), "echo > "+marker))
 			tool := &tool{name: "tool", path: path, timeout: time.Second, most: 1 << 20}
-			end := tool.run(t.Context(), nil, func([]byte) error { return nil })
+			end := tool.run(t.Context(), nil, func(context.Context, []byte) error { return nil })
 			if end.GetOutcome() != hostv1.Outcome_OUTCOME_UNAVAILABLE || len(end.GetWords()) == 0 {
 				t.Errorf("%v", end)
 			}
 			if _, err := os.Stat(marker); err == nil {
 				t.Error("it ran")
 			}
-			if d := tool.describe(t.Context(), true); d.GetProblem() == "" || d.GetTarget() != "" {
+			if d := tool.line(t.Context()); d.Problem == "" || d.Target != "" {
 				t.Errorf("%v", d)
 			}
 		})
@@ -276,7 +313,7 @@ func TestTrust(t *testing.T) {
 	good := r.script("good", "echo 1.2.3")
 	must(os.Symlink("good", r.dir+"/relative"), os.Symlink("../"+filepath.Base(r.dir)+"/relative", r.dir+"/up"), os.Symlink(r.dir+"/up", r.dir+"/absolute"))
 	tool := &tool{name: "tool", path: r.dir + "/absolute", version: "--version", timeout: time.Second, most: 1 << 20}
-	if d := tool.describe(t.Context(), true); d.GetProblem() != "" || d.GetTarget() != good || d.GetVersion() != "1.2.3" || d.GetOwner() != "root" {
+	if d := tool.line(t.Context()); d.Problem != "" || d.Target != good || d.Version != "1.2.3" || d.Owner != "root" {
 		t.Errorf("%v", d)
 	}
 }

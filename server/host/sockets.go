@@ -27,22 +27,23 @@ const (
 )
 
 // ListSockets implements hostv1.HostServiceServer. It runs nothing: the kernel
-// tells of sockets and processes in files.
+// tells of sockets and processes in files. One look at a time is enough.
 func (h *Host) ListSockets(req *hostv1.ListSocketsRequest, stream hostv1.HostService_ListSocketsServer) error {
 	select {
-	case h.tools <- struct{}{}:
-		defer func() { <-h.tools }()
-	default:
-		return status.Error(codes.ResourceExhausted, "busy")
+	case h.looking <- struct{}{}:
+	case <-stream.Context().Done():
+		return status.FromContextError(stream.Context().Err()).Err()
 	}
-	s := &survey{holders: map[uint64][]*hostv1.Holder{}, seats: map[uint64]string{}}
-	if err := s.look(stream.Context(), req.GetAllNamespaces()); err != nil {
+	s := &survey{}
+	err := s.look(stream.Context(), req.GetAllNamespaces())
+	<-h.looking
+	if err != nil {
 		slog.Error("the sockets could not be listed", "error", err)
 		return status.Error(codes.Internal, err.Error())
 	}
 	for {
 		n := min(len(s.found), socketsInOne)
-		if err := stream.Send(&hostv1.ListSocketsResponse{Sockets: s.found[:n], Incomplete: s.incomplete}); err != nil {
+		if err := stream.Send(&hostv1.ListSocketsResponse{Sockets: s.found[:n], HoldersMissing: s.holdersMissing, SocketsMissing: s.socketsMissing}); err != nil {
 			return err
 		}
 		if s.found = s.found[n:]; len(s.found) == 0 {
@@ -53,41 +54,19 @@ func (h *Host) ListSockets(req *hostv1.ListSocketsRequest, stream hostv1.HostSer
 
 // survey is one look at sockets and who holds them.
 type survey struct {
-	host       uint64                      // The network namespace of brokerhost.
-	holders    map[uint64][]*hostv1.Holder // By the inode of the socket.
-	seats      map[uint64]string           // By network namespace, the folder of a process in it.
-	found      []*hostv1.Socket
-	incomplete bool
+	found   []*hostv1.Socket
+	byInode map[uint64]*hostv1.Socket
+
+	holdersMissing, socketsMissing bool
 }
 
+// look finds the sockets first, those of the host before all others, and then who
+// holds them: nobody's other sockets cost anything.
 func (s *survey) look(ctx context.Context, all bool) error {
-	var err error
-	if s.host, err = namespaceOf(procRoot + "/self"); err != nil {
+	host, err := namespaceOf(procRoot + "/self")
+	if err != nil {
 		return err
 	}
-	s.seats[s.host] = procRoot + "/self"
-	if err := s.processes(ctx); err != nil {
-		return err
-	}
-	for ns, seat := range s.seats {
-		if ns != s.host && !all {
-			continue
-		}
-		// The process may have gone; then so may its namespace.
-		if err := s.sockets(ns, seat); err != nil && ns == s.host {
-			return err
-		} else if err != nil {
-			s.incomplete = true
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// processes finds out who holds which socket. Processes come and go meanwhile.
-func (s *survey) processes(ctx context.Context) error {
 	fs, err := procfs.NewFS(procRoot)
 	if err != nil {
 		return err
@@ -96,35 +75,63 @@ func (s *survey) processes(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.byInode = map[uint64]*hostv1.Socket{}
+	if err := s.sockets(host, procRoot+"/self", true); err != nil {
+		return err
+	}
+	seen := map[uint64]bool{host: true}
+	for _, p := range procs {
+		if !all || ctx.Err() != nil {
+			break
+		}
+		dir := folder(p)
+		ns, err := namespaceOf(dir)
+		if err != nil || seen[ns] {
+			continue
+		}
+		if len(seen) == maxNamespaces {
+			s.socketsMissing = true
+			break
+		}
+		seen[ns] = true
+		if err := s.sockets(ns, dir, false); err != nil {
+			s.socketsMissing = s.socketsMissing || !os.IsNotExist(err) // It may have gone.
+		}
+	}
 	for _, p := range procs {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		dir := filepath.Join(procRoot, strconv.Itoa(p.PID))
-		if ns, err := namespaceOf(dir); err == nil && s.seats[ns] == "" && len(s.seats) < maxNamespaces {
-			s.seats[ns] = dir
-		}
-		targets, err := p.FileDescriptorTargets()
-		if err != nil {
-			s.incomplete = s.incomplete || !os.IsNotExist(err)
-			continue
-		}
-		var holder *hostv1.Holder
-		for _, target := range targets {
-			inode, ok := socketInode(target)
-			if !ok {
-				continue
-			}
-			if holder == nil {
-				name, _ := os.ReadFile(dir + "/comm")
-				holder = &hostv1.Holder{Pid: int32(p.PID), Name: []byte(strings.TrimSuffix(string(name), "\n")), ContainerId: containerOf(dir)}
-			}
-			if l := s.holders[inode]; len(l) < maxHolders && (len(l) == 0 || l[len(l)-1] != holder) {
-				s.holders[inode] = append(l, holder)
-			}
-		}
+		s.holds(p)
 	}
 	return nil
+}
+
+func folder(p procfs.Proc) string { return filepath.Join(procRoot, strconv.Itoa(p.PID)) }
+
+// holds notes which of the sockets a process holds. Processes come and go meanwhile.
+func (s *survey) holds(p procfs.Proc) {
+	targets, err := p.FileDescriptorTargets()
+	if err != nil {
+		s.holdersMissing = s.holdersMissing || !os.IsNotExist(err)
+		return
+	}
+	var holder *hostv1.Holder
+	for _, target := range targets {
+		inode, ok := socketInode(target)
+		socket := s.byInode[inode]
+		if !ok || socket == nil {
+			continue
+		}
+		if holder == nil {
+			name, _ := os.ReadFile(folder(p) + "/comm")
+			cgroups, _ := os.ReadFile(folder(p) + "/cgroup")
+			holder = &hostv1.Holder{Pid: int32(p.PID), Name: []byte(strings.TrimSuffix(string(name), "\n")), ContainerId: containerOf(string(cgroups))}
+		}
+		if l := socket.Holders; len(l) < maxHolders && (len(l) == 0 || l[len(l)-1] != holder) {
+			socket.Holders = append(l, holder)
+		}
+	}
 }
 
 // socketInode reads "socket:[123]".
@@ -145,7 +152,7 @@ const (
 )
 
 // sockets reads the tables of the network namespace that a process is in.
-func (s *survey) sockets(ns uint64, seat string) error {
+func (s *survey) sockets(ns uint64, seat string, host bool) error {
 	fs, err := procfs.NewFS(seat)
 	if err != nil {
 		return err
@@ -167,15 +174,18 @@ func (s *survey) sockets(ns uint64, seat string) error {
 	if err != nil && !os.IsNotExist(err) {
 		return err
 	}
+	// The number of a process that has gone may be another's, elsewhere.
+	if now, err := namespaceOf(seat); err != nil || now != ns {
+		return os.ErrNotExist
+	}
 	add := func(udp bool, address []byte, port, uid, inode uint64) {
-		if len(s.found) >= maxSockets {
-			s.incomplete = true
+		if len(s.found) == maxSockets {
+			s.socketsMissing = true
 			return
 		}
-		s.found = append(s.found, &hostv1.Socket{
-			Udp: udp, Address: address, Port: uint32(port), Inode: inode, Uid: uint32(uid),
-			Namespace: ns, OfHost: ns == s.host, Holders: s.holders[inode],
-		})
+		socket := &hostv1.Socket{Udp: udp, Address: address, Port: uint32(port), Inode: inode, Uid: uint32(uid), OfHost: host}
+		s.found = append(s.found, socket)
+		s.byInode[inode] = socket
 	}
 	for _, l := range append(tcp4, tcp6...) {
 		if l.St == tcpListen {
@@ -202,19 +212,23 @@ func namespaceOf(dir string) (uint64, error) {
 }
 
 // containerSegment is how an engine calls the control group of a container:
-// "/docker/<id>", or below systemd "docker-<id>.scope".
-var containerSegment = regexp.MustCompile(`/(?:docker-)?([0-9a-f]{64})(?:\.scope)?(?:/|\n|$)`)
+// "<id>" below a folder of its own, or "docker-<id>.scope" in a slice of systemd's.
+var containerSegment = regexp.MustCompile(`^(?:docker-)?([0-9a-f]{64})(?:\.scope)?$`)
 
-// containerOf is the container that a process runs in, or "". Its outermost
-// segment is the engine's doing; what is inside it the container may have made.
-func containerOf(dir string) string {
-	data, err := os.ReadFile(dir + "/cgroup")
-	if err != nil {
-		return ""
-	}
-	for line := range strings.Lines(string(data)) {
-		if m := containerSegment.FindStringSubmatch(line); m != nil {
-			return m[1]
+// containerOf is the container that a process of these control groups runs in, or
+// "". Only the outermost one counts, and only where root alone can make one: below a
+// service, a scope or a user's slice others may, who would call it as they like.
+func containerOf(cgroups string) string {
+	for line := range strings.Lines(cgroups) {
+		_, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ":")
+		_, path, _ := strings.Cut(rest, ":")
+		for segment := range strings.SplitSeq(path, "/") {
+			if m := containerSegment.FindStringSubmatch(segment); m != nil {
+				return m[1]
+			}
+			if strings.HasSuffix(segment, ".service") || strings.HasSuffix(segment, ".scope") || segment == "user.slice" {
+				break
+			}
 		}
 	}
 	return ""

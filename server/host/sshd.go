@@ -2,8 +2,7 @@ package host
 
 import "time"
 
-// sshd prints the configuration that it would start with. It has to be run as
-// root, and by its full path: both are its own conditions.
+// sshd prints the configuration that it would start with. It has to be run as root.
 func (h *Host) sshd() *tool {
 	return &tool{
 		name: "sshd", path: h.cfg.Tools.Sshd.Value, version: "-V",

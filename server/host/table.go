@@ -56,35 +56,47 @@ func (t *tool) problem() error {
 
 // with is the tool with the arguments of a request.
 func (t *tool) with(args ...string) answer {
-	return func(ctx context.Context, send func([]byte) error) *hostv1.End {
+	return func(ctx context.Context, send send) *hostv1.End {
 		end := t.run(ctx, args, send)
 		end.Tool = t.name
 		return end
 	}
 }
 
-func (t *tool) describe(ctx context.Context, version bool) *hostv1.Tool {
-	d := &hostv1.Tool{Name: t.name, Path: t.path}
-	var err error
-	if d.Target, err = t.target(); err != nil {
-		d.Target, d.Problem = "", err.Error()
-		return d
+// Line is a line of the table, as people see it.
+type Line struct {
+	// Name and Path are the tool's.
+	Name, Path string
+	// Problem is why it cannot be used; empty when it can.
+	Problem string
+	// Target is the file that the path leads to, and Owner whose that is.
+	Target, Owner string
+	// Version is what the tool says of it; empty when it says nothing.
+	Version string
+}
+
+func (t *tool) line(ctx context.Context) Line {
+	l := Line{Name: t.name, Path: t.path}
+	target, err := t.target()
+	if err != nil {
+		l.Problem = err.Error()
+		return l
 	}
-	d.Owner = owner(d.Target)
-	if t.version == "" || !version {
-		return d
+	l.Target, l.Owner = target, owner(target)
+	if t.version == "" {
+		return l
 	}
 	var out strings.Builder
 	asked := *t
 	asked.args, asked.timeout, asked.most = nil, 2*time.Second, 4<<10
-	end := asked.run(ctx, []string{t.version}, func(data []byte) error {
+	end := asked.run(ctx, []string{t.version}, func(_ context.Context, data []byte) error {
 		out.Write(data)
 		return nil
 	})
 	// sshd says its version while it complains that nobody may ask for it.
 	out.Write(end.GetWords())
-	d.Version = versionOf(out.String())
-	return d
+	l.Version = versionOf(out.String())
+	return l
 }
 
 // versionOf is the first word with a digit and a dot in what a tool says.

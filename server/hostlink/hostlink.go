@@ -34,6 +34,7 @@ const maxMessage = 1 << 20
 type Link struct {
 	conn   *grpc.ClientConn
 	client hostv1.HostServiceClient
+	shares shares
 }
 
 // New makes a link to the socket. Whoever answers there must be root, or the user
@@ -88,6 +89,11 @@ func (l *Link) ReadAll(ctx context.Context, req *hostv1.ReadRequest) (data []byt
 // for as long as it likes; when it returns, the tool is ended. An error of the
 // reader is what Read returns, unless use puts another in its place.
 func (l *Link) Read(ctx context.Context, req *hostv1.ReadRequest, use func(io.Reader) error) error {
+	leave, err := l.shares.take(ctx, req.GetJournal().GetFollow())
+	if err != nil {
+		return err
+	}
+	defer leave()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := l.client.Read(ctx, req)
@@ -127,22 +133,34 @@ func (r *reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// ListSockets lists the sockets that wait for others to begin; incomplete means
-// that holders may be missing.
-func (l *Link) ListSockets(ctx context.Context, allNamespaces bool) (all []*hostv1.Socket, incomplete bool, err error) {
+// Sockets are sockets that wait for others to begin.
+type Sockets struct {
+	All []*hostv1.Socket
+	// What could not be found out.
+	HoldersMissing, SocketsMissing bool
+}
+
+// ListSockets lists the sockets of the host, or of all network namespaces.
+func (l *Link) ListSockets(ctx context.Context, allNamespaces bool) (s Sockets, err error) {
+	leave, err := l.shares.take(ctx, false)
+	if err != nil {
+		return s, err
+	}
+	defer leave()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := l.client.ListSockets(ctx, &hostv1.ListSocketsRequest{AllNamespaces: allNamespaces})
 	for err == nil {
 		var resp *hostv1.ListSocketsResponse
 		if resp, err = stream.Recv(); err == nil {
-			all, incomplete = append(all, resp.GetSockets()...), incomplete || resp.GetIncomplete()
+			s.All = append(s.All, resp.GetSockets()...)
+			s.HoldersMissing, s.SocketsMissing = s.HoldersMissing || resp.GetHoldersMissing(), s.SocketsMissing || resp.GetSocketsMissing()
 		}
 	}
 	if errors.Is(err, io.EOF) {
-		return all, incomplete, nil
+		return s, nil
 	}
-	return nil, false, linkFault(ctx, err)
+	return Sockets{}, linkFault(ctx, err)
 }
 
 // linkFault maps an error of the link itself.

@@ -75,7 +75,8 @@ func (n *notes) Note(text string) {
 	n.text += text + "\n"
 }
 
-func (*notes) ID() string { return "C1" }
+func (*notes) ID() string          { return "C1" }
+func (*notes) Caller() call.Caller { return call.Caller{} }
 
 func data(s string) *hostv1.ReadResponse {
 	return &hostv1.ReadResponse{Event: &hostv1.ReadResponse_Data{Data: []byte(s)}}
@@ -152,7 +153,7 @@ func TestHostComesAndGoes(t *testing.T) {
 	if _, err := l.Describe(t.Context()); fault.Reason(err) != "HOST_UNAVAILABLE" {
 		t.Error(err)
 	}
-	if _, _, err := l.ListSockets(t.Context(), true); fault.Reason(err) != "HOST_UNAVAILABLE" {
+	if _, err := l.ListSockets(t.Context(), true); fault.Reason(err) != "HOST_UNAVAILABLE" {
 		t.Error(err)
 	}
 	begun := make(chan struct{})
@@ -167,11 +168,11 @@ func TestHostComesAndGoes(t *testing.T) {
 	var err error
 	for err = errors.New("not yet"); err != nil && time.Since(back) < 10*time.Second; time.Sleep(50 * time.Millisecond) {
 		h.list = func(s hostv1.HostService_ListSocketsServer) error {
-			return s.Send(&hostv1.ListSocketsResponse{Sockets: []*hostv1.Socket{{}}, Incomplete: true})
+			return errors.Join(s.Send(&hostv1.ListSocketsResponse{Sockets: []*hostv1.Socket{{}}, HoldersMissing: true}), s.Send(&hostv1.ListSocketsResponse{SocketsMissing: true}))
 		}
-		var all []*hostv1.Socket
-		if all, _, err = l.ListSockets(t.Context(), false); err == nil && len(all) != 1 {
-			t.Errorf("%v", all)
+		var found Sockets
+		if found, err = l.ListSockets(t.Context(), false); err == nil && (len(found.All) != 1 || !found.HoldersMissing || !found.SocketsMissing) {
+			t.Errorf("%v", found)
 		}
 	}
 	if took := time.Since(back); err != nil || took > 3*time.Second {

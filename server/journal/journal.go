@@ -4,8 +4,10 @@ package journal
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"regexp"
+	"regexp/syntax"
 	"strings"
 	"time"
 
@@ -23,6 +25,9 @@ const (
 	defaultLimit = 100
 	maxLimit     = 10_000
 	maxPattern   = 256
+	// maxProgram bounds what a regular expression compiles to: the time of a search
+	// is its product with the length of the text.
+	maxProgram = 256
 	// What one call that does not follow may look at.
 	maxScanned  = 200_000
 	maxScanTime = 20 * time.Second
@@ -65,7 +70,7 @@ func (s *Service) ReadJournal(req *brokerv1.ReadJournalRequest, stream brokerv1.
 		return err
 	}
 	ctx := stream.Context()
-	p := &pass{service: s, query: q, send: stream.Send, lines: s.redact.Stream(), begun: s.now()}
+	p := &pass{ctx: ctx, service: s, query: q, send: stream.Send, lines: s.redact.Stream(), begun: s.now(), cursor: q.GetCursor()}
 	err = s.read(ctx, &hostv1.ReadRequest{What: &hostv1.ReadRequest_Journal{Journal: q.Journal}}, func(r io.Reader) error {
 		if q.GetReverse() {
 			return p.newest(newScanner(r))
@@ -82,7 +87,7 @@ func (s *Service) ReadJournal(req *brokerv1.ReadJournalRequest, stream brokerv1.
 
 func queryOf(req *brokerv1.ReadJournalRequest) (*query, error) {
 	q := &query{Journal: &hostv1.Journal{
-		Since: req.GetSince(), Until: req.GetUntil(), AfterCursor: req.GetCursor(), Follow: req.GetFollow(),
+		Since: req.GetSince(), Until: req.GetUntil(), Cursor: req.GetCursor(), Follow: req.GetFollow(),
 	}, limit: int(req.GetLimit())}
 	noun, name, _ := strings.Cut(req.GetSource(), "/")
 	switch noun {
@@ -103,6 +108,8 @@ func queryOf(req *brokerv1.ReadJournalRequest) (*query, error) {
 	switch {
 	case req.GetUntil() != nil && req.GetFollow():
 		return nil, fault.Invalid("until", "it cannot stand together with follow")
+	case req.GetUntil() != nil && req.GetSince() != nil && req.GetUntil().AsTime().Before(req.GetSince().AsTime()):
+		return nil, fault.Invalid("until", "it is before since")
 	case req.GetCursor() != "" && req.GetSince() != nil:
 		return nil, fault.Invalid("since", "it cannot stand together with cursor, which says where to begin")
 	case req.GetCursor() != "" && !cursorSyntax.MatchString(req.GetCursor()):
@@ -119,12 +126,27 @@ func queryOf(req *brokerv1.ReadJournalRequest) (*query, error) {
 		q.Priority = proto.Int32(int32(p) - 1)
 	}
 	q.Lines = int32(q.limit)
-	q.Reverse = !q.Follow && q.Since == nil && q.AfterCursor == ""
+	q.Reverse = !q.Follow && q.Since == nil && q.Cursor == ""
 	return q, q.pattern(req)
 }
 
+func compile(pattern string) (*regexp.Regexp, error) {
+	tree, err := syntax.Parse(pattern, syntax.Perl)
+	if err != nil {
+		return nil, fmt.Errorf("it is no regular expression in RE2 syntax: %w", err)
+	}
+	program, err := syntax.Compile(tree.Simplify())
+	if err != nil {
+		return nil, err
+	}
+	if len(program.Inst) > maxProgram {
+		return nil, errors.New("it is too large when its repetitions are written out; ask for less")
+	}
+	return regexp.Compile(pattern)
+}
+
 // cursorSyntax is what journalctl prints. It is an argument of journalctl's later.
-var cursorSyntax = regexp.MustCompile(`^s=[0-9a-f]{1,32};i=[0-9a-f]{1,16};b=[0-9a-f]{1,32};m=[0-9a-f]{1,16};t=[0-9a-f]{1,16};x=[0-9a-f]{1,16}$`)
+var cursorSyntax = regexp.MustCompile(`^s=[0-9a-f]{32};i=[0-9a-f]{1,16};b=[0-9a-f]{32};m=[0-9a-f]{1,16};t=[0-9a-f]{1,16};x=[0-9a-f]{1,16}$`)
 
 func (q *query) pattern(req *brokerv1.ReadJournalRequest) error {
 	switch p := req.GetPattern().(type) {
@@ -137,9 +159,9 @@ func (q *query) pattern(req *brokerv1.ReadJournalRequest) error {
 		if p.Matches == "" || len(p.Matches) > maxPattern {
 			return fault.Invalid("matches", "give 1 to 256 bytes")
 		}
-		re, err := regexp.Compile(p.Matches)
+		re, err := compile(p.Matches)
 		if err != nil {
-			return fault.Invalid("matches", "it is no regular expression in RE2 syntax: "+strings.TrimPrefix(err.Error(), "error parsing regexp: "))
+			return fault.Invalid("matches", strings.TrimPrefix(err.Error(), "error parsing regexp: "))
 		}
 		q.match = re.Match
 	}

@@ -20,7 +20,7 @@ import (
 )
 
 // cursor is that of the nth entry.
-func cursor(n int) string { return fmt.Sprintf("s=1;i=%x;b=2;m=3;t=4;x=5", n) }
+func cursor(n int) string { return fmt.Sprintf("s=%032x;i=%x;b=%032x;m=3;t=4;x=5", 1, n, 2) }
 
 // line is the nth entry, as journalctl prints it.
 func line(n int, message string) string {
@@ -91,7 +91,7 @@ func TestQueries(t *testing.T) {
 		{&brokerv1.ReadJournalRequest{Source: "kernel"}, "kernel:true lines:100 reverse:true"},
 		{&brokerv1.ReadJournalRequest{Source: "units/ssh.service", Since: at, Limit: 7}, `lines:7 since:{seconds:5} unit:"ssh.service"`},
 		{&brokerv1.ReadJournalRequest{Source: "identifiers/postfix/smtpd", Until: at}, `identifier:"postfix/smtpd" lines:100 reverse:true until:{seconds:5}`},
-		{&brokerv1.ReadJournalRequest{Source: "kernel", Cursor: cursor(1), Priority: brokerv1.JournalPriority_JOURNAL_PRIORITY_ERROR}, `after_cursor:"s=1;i=1;b=2;m=3;t=4;x=5" kernel:true lines:100 priority:3`},
+		{&brokerv1.ReadJournalRequest{Source: "kernel", Cursor: cursor(1), Priority: brokerv1.JournalPriority_JOURNAL_PRIORITY_ERROR}, `cursor:"` + cursor(1) + `" kernel:true lines:100 priority:3`},
 		{&brokerv1.ReadJournalRequest{Source: "kernel", Follow: true, Priority: brokerv1.JournalPriority_JOURNAL_PRIORITY_EMERGENCY}, "follow:true kernel:true lines:100 priority:0"},
 	} {
 		_, asked, err := ask(t, c.req, strings.NewReader(""))
@@ -105,13 +105,13 @@ func TestQueries(t *testing.T) {
 	for field, reqs := range map[string][]*brokerv1.ReadJournalRequest{
 		"source":   {{Source: "unit/x"}, {Source: "/etc"}},
 		"since":    {{Since: &timestamppb.Timestamp{Seconds: -1}}, {Since: &timestamppb.Timestamp{Nanos: -1}}, {Since: at, Cursor: cursor(1)}},
-		"until":    {{Until: &timestamppb.Timestamp{Seconds: 1 << 60}}, {Until: at, Follow: true}},
+		"until":    {{Until: &timestamppb.Timestamp{Seconds: 1 << 60}}, {Until: at, Follow: true}, {Since: at, Until: timestamppb.New(time.Unix(4, 0))}},
 		"limit":    {{Limit: -1}, {Limit: 10_001}},
 		"priority": {{Priority: 9}, {Priority: -1}},
-		"cursor":   {{Cursor: "x"}, {Cursor: cursor(1) + "\n"}, {Cursor: "--rotate"}, {Cursor: cursor(1) + ";y=1"}, {Cursor: strings.Repeat("s=1;", 10000)}},
+		"cursor":   {{Cursor: "x"}, {Cursor: cursor(1) + "\n"}, {Cursor: "--rotate"}, {Cursor: cursor(1) + ";y=1"}, {Cursor: strings.Repeat("s=1;", 10000)}, {Cursor: "s=1;i=1;b=2;m=3;t=4;x=5"}},
 		"contains": {{Pattern: &brokerv1.ReadJournalRequest_Contains{}}, {Pattern: &brokerv1.ReadJournalRequest_Contains{Contains: strings.Repeat("x", 257)}}},
 		"matches": {{Pattern: &brokerv1.ReadJournalRequest_Matches{}}, {Pattern: &brokerv1.ReadJournalRequest_Matches{Matches: "("}}, {Pattern: &brokerv1.ReadJournalRequest_Matches{Matches: `(a)\1`}},
-			{Pattern: &brokerv1.ReadJournalRequest_Matches{Matches: "(((a{1000}){1000}){1000})"}}, {Pattern: &brokerv1.ReadJournalRequest_Matches{Matches: strings.Repeat("x", 257)}}},
+			{Pattern: &brokerv1.ReadJournalRequest_Matches{Matches: "(((a{1000}){1000}){1000})"}}, {Pattern: &brokerv1.ReadJournalRequest_Matches{Matches: "(?i)(a?b?){490}[^ab]"}}, {Pattern: &brokerv1.ReadJournalRequest_Matches{Matches: strings.Repeat("x", 257)}}},
 	} {
 		for _, req := range reqs {
 			_, asked, err := ask(t, req, strings.NewReader(""))
@@ -260,15 +260,129 @@ func TestFaults(t *testing.T) {
 		"no cursor":     {line(1, `"a"`) + `{"MESSAGE":"b","__REALTIME_TIMESTAMP":"1"}`, "TOOL_OUTPUT_INVALID"},
 		"an odd cursor": {line(1, `"a"`) + `{"MESSAGE":"b","__REALTIME_TIMESTAMP":"1","__CURSOR":"--rotate"}`, "TOOL_OUTPUT_INVALID"},
 	} {
-		out, _, err := ask(t, &brokerv1.ReadJournalRequest{Cursor: cursor(1)}, strings.NewReader(c.text))
+		out, _, err := ask(t, &brokerv1.ReadJournalRequest{Cursor: cursor(9)}, strings.NewReader(c.text))
 		if fault.Reason(err) != c.want || !slices.Equal(out.messages(), []string{"a"}) || out.end != nil {
 			t.Errorf("%s: %v, %q, %v", name, err, out.messages(), out.end)
 		}
 	}
 	broken := io.MultiReader(strings.NewReader(line(1, `"a"`)+`{"MESSAGE":`), errorReader{gone})
-	out, _, err := ask(t, &brokerv1.ReadJournalRequest{Cursor: cursor(1)}, broken)
+	out, _, err := ask(t, &brokerv1.ReadJournalRequest{Cursor: cursor(9)}, broken)
 	if !errors.Is(err, gone) || fault.Reason(err) != "" || len(out.entries) != 1 {
 		t.Errorf("%v, %q", err, out.messages())
+	}
+}
+
+// TestFailureKeepsWhatCame: also of a journal that is read backwards.
+func TestFailureKeepsWhatCame(t *testing.T) {
+	gone := errors.New("gone")
+	out, _, err := ask(t, &brokerv1.ReadJournalRequest{}, io.MultiReader(journalText(3, true, func(i int) string { return fmt.Sprintf(`"m%d"`, i) }), errorReader{gone}))
+	if !errors.Is(err, gone) || !slices.Equal(out.messages(), []string{"m0", "m1", "m2"}) || out.end != nil {
+		t.Errorf("%v, %q, %v", err, out.messages(), out.end)
+	}
+}
+
+// TestCursor: reading goes on behind the entry of the cursor, whether or not that
+// is among those that match; with nothing new the cursor stays what it was.
+func TestCursor(t *testing.T) {
+	number := func(i int) string { return fmt.Sprintf(`"m%d"`, i) }
+	for from, want := range map[string][]string{cursor(0): {"m1", "m2"}, cursor(77): {"m0", "m1", "m2"}} {
+		out, _, err := ask(t, &brokerv1.ReadJournalRequest{Cursor: from}, journalText(3, false, number))
+		if err != nil || !slices.Equal(out.messages(), want) || out.end.GetCursor() != cursor(2) {
+			t.Errorf("%s: %q, %v, %v", from, out.messages(), out.end, err)
+		}
+	}
+	out, _, err := ask(t, &brokerv1.ReadJournalRequest{Cursor: cursor(5)}, strings.NewReader(""))
+	if err != nil || out.end.GetCursor() != cursor(5) {
+		t.Errorf("%v, %v", out.end, err)
+	}
+}
+
+// TestKeyThatBeginsBefore: what is shown may begin in the middle of a key; the
+// entries before are looked at for that, also over the edge of a chunk.
+func TestKeyThatBeginsBefore(t *testing.T) {
+	key := func(at int) func(int) string {
+		return func(i int) string {
+			switch {
+			case i == at:
+				return `"-----BEGIN RSA PRIVATE KEY-----"`
+			case i > at && i <= at+20:
+				return `"MIICANARYCANARYCANARYCANARYCANARY"`
+			case i == at+21:
+				return `"-----END RSA PRIVATE KEY-----"`
+			}
+			return fmt.Sprintf(`"m%d"`, i)
+		}
+	}
+	none := &brokerv1.ReadJournalRequest_Matches{Matches: "."}
+	for name, c := range map[string]struct {
+		req     *brokerv1.ReadJournalRequest
+		entries int
+		at      int
+	}{
+		"limit":              {&brokerv1.ReadJournalRequest{Limit: 5}, 300, 290},
+		"a chunk's edge":     {&brokerv1.ReadJournalRequest{Limit: 5000, Pattern: none}, 5000, 2990},
+		"cursor in the key":  {&brokerv1.ReadJournalRequest{Cursor: cursor(0)}, 30, 0},
+		"the whole of a key": {&brokerv1.ReadJournalRequest{Limit: 300}, 300, 100},
+	} {
+		out, _, err := ask(t, c.req, journalText(c.entries, c.req.Cursor == "", key(c.at)))
+		if all := strings.Join(out.messages(), "\n"); err != nil || strings.Contains(all, "CANARY") || len(out.entries) == 0 {
+			t.Errorf("%s: %v, %.300q", name, err, all)
+		}
+	}
+}
+
+// TestClockSetBack: since and until hold for every entry, whatever journalctl thinks.
+func TestClockSetBack(t *testing.T) {
+	times := []int{10, 11, 500, 12, 13, 5}
+	text := ""
+	for i, at := range slices.Backward(times) {
+		text += strings.Replace(line(at, fmt.Sprintf(`"at %d"`, at)), cursor(at), cursor(i), 1)
+	}
+	until := timestamppb.New(time.UnixMicro(100))
+	out, _, err := ask(t, &brokerv1.ReadJournalRequest{Until: until}, strings.NewReader(text))
+	if err != nil || !slices.Equal(out.messages(), []string{"at 10", "at 11", "at 12", "at 13", "at 5"}) {
+		t.Errorf("%q, %v", out.messages(), err)
+	}
+	out, _, err = ask(t, &brokerv1.ReadJournalRequest{Since: timestamppb.New(time.UnixMicro(10)), Until: until}, strings.NewReader(line(10, `"a"`)+line(5, `"b"`)+line(12, `"c"`)))
+	if err != nil || !slices.Equal(out.messages(), []string{"a", "c"}) {
+		t.Errorf("%q, %v", out.messages(), err)
+	}
+}
+
+// TestPatternEndsWithItsCaller: a pattern that takes long takes no longer than the
+// call, and none may take very long over one message.
+func TestPatternEndsWithItsCaller(t *testing.T) {
+	rules, err := redact.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	long := strings.Repeat("ab", messageBytes/2)
+	for _, reverse := range []bool{false, true} {
+		s := New(func(_ context.Context, _ *hostv1.ReadRequest, use func(io.Reader) error) error {
+			return use(journalText(400, reverse, func(int) string { return `"` + long + `"` }))
+		}, rules)
+		ctx, cancel := context.WithCancelCause(t.Context())
+		why := errors.New("the caller left")
+		time.AfterFunc(200*time.Millisecond, func() { cancel(why) })
+		req := &brokerv1.ReadJournalRequest{Source: "kernel", Pattern: &brokerv1.ReadJournalRequest_Matches{Matches: "(?i)(a?b?){25}[^ab]"}}
+		if !reverse {
+			req.Cursor = cursor(999)
+		}
+		begun := time.Now()
+		err := s.ReadJournal(req, &sink{ctx: ctx})
+		if took := time.Since(begun); !errors.Is(err, why) || took > 3*time.Second {
+			t.Errorf("reverse %v: after %v: %v", reverse, took, err)
+		}
+	}
+}
+
+// TestContainersAreNotTheEngine: what the engine's log driver writes for containers
+// is under the engine's unit, and is left out.
+func TestContainersAreNotTheEngine(t *testing.T) {
+	of := strings.Replace(line(2, `"of a container"`), `{"MESSAGE"`, `{"CONTAINER_ID":"0123456789ab","MESSAGE"`, 1)
+	out, _, err := ask(t, &brokerv1.ReadJournalRequest{Source: "units/docker.service", Cursor: cursor(9)}, strings.NewReader(line(1, `"a"`)+of+of+line(3, `"b"`)))
+	if err != nil || !slices.Equal(out.messages(), []string{"a", "b"}) {
+		t.Errorf("%q, %v", out.messages(), err)
 	}
 }
 

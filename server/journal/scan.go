@@ -48,8 +48,20 @@ func (s *scanner) idle() bool {
 	return true
 }
 
-// next is the next entry, or io.EOF.
+// next is the next entry, or io.EOF. What the engine wrote for a container is left
+// out: its log driver puts the output of all containers under the engine's own unit,
+// and that output is for those who may read the container's logs.
 func (s *scanner) next() (*brokerv1.JournalEntry, error) {
+	for {
+		e, err := s.object()
+		if err != nil || e != nil {
+			return e, err
+		}
+	}
+}
+
+// object is the next entry, or nil for one that is left out.
+func (s *scanner) object() (*brokerv1.JournalEntry, error) {
 	switch c, err := s.token(); {
 	case err != nil:
 		return nil, err
@@ -63,6 +75,9 @@ func (s *scanner) next() (*brokerv1.JournalEntry, error) {
 		case err != nil:
 			return nil, whole(err)
 		case c == '}':
+			if _, ofContainer := f["CONTAINER_ID"]; ofContainer {
+				return nil, nil
+			}
 			return f.entry()
 		case !first && c == ',':
 			if c, err = s.token(); err != nil {
@@ -288,15 +303,14 @@ func (s *scanner) escape() error {
 	}
 	if utf16.IsSurrogate(r) {
 		// Its other half must follow; alone it is no character.
-		if next, _ := s.r.Peek(2); string(next) == `\u` {
-			_, _ = s.r.Discard(2)
-			low, err := s.hex()
-			if err != nil {
-				return err
+		high := r
+		r = utf8.RuneError
+		if next, _ := s.r.Peek(6); len(next) == 6 && string(next[:2]) == `\u` {
+			low, err := strconv.ParseUint(string(next[2:]), 16, 16)
+			if pair := utf16.DecodeRune(high, rune(low)); err == nil && pair != utf8.RuneError {
+				_, _ = s.r.Discard(6)
+				r = pair
 			}
-			r = utf16.DecodeRune(r, low)
-		} else {
-			r = utf8.RuneError
 		}
 	}
 	var b [utf8.UTFMax]byte
@@ -328,7 +342,7 @@ type field struct {
 // wanted are the fields that make a typed entry.
 var wanted = map[string]bool{
 	"MESSAGE": true, "PRIORITY": true, "SYSLOG_IDENTIFIER": true, "_COMM": true, "SYSLOG_PID": true, "_PID": true, "_SYSTEMD_UNIT": true,
-	"__CURSOR": true, "__REALTIME_TIMESTAMP": true,
+	"__CURSOR": true, "__REALTIME_TIMESTAMP": true, "CONTAINER_ID": true,
 }
 
 // entry is the typed entry.

@@ -16,7 +16,9 @@ import (
 	brokerv1 "github.com/gortium/hermes-broker/api/brokerv1"
 )
 
-const head = `{"__CURSOR":"s=1;i=1;b=2;m=3;t=4;x=5","__REALTIME_TIMESTAMP":"1500000000000001",`
+const cur = "s=00000000000000000000000000000001;i=1;b=00000000000000000000000000000002;m=3;t=4;x=5"
+
+const head = `{"__CURSOR":"` + cur + `","__REALTIME_TIMESTAMP":"1500000000000001",`
 
 func TestValues(t *testing.T) {
 	for text, want := range map[string]string{
@@ -35,13 +37,14 @@ func TestValues(t *testing.T) {
 		`"\ud83d\ude00"`:                   "😀",
 		`"\ud83d"`:                         "\uFFFD",
 		`"\ud83dx"`:                        "\uFFFDx",
-		`"\ud83d\u0041"`:                   "\uFFFD",
+		`"\ud83d\u0041"`:                   "\uFFFDA",
+		`"\ud83d\ud83d\ude00"`:             "\uFFFD😀",
 		`"raw é"`:                          "raw é",
 		`"}\",\"__CURSOR\":\"forged\",\""`: `}","__CURSOR":"forged","`,
 	} {
 		for _, r := range []io.Reader{strings.NewReader(head + `"MESSAGE":` + text + "}\n"), iotest.OneByteReader(strings.NewReader(head + ` "MESSAGE" : ` + text + " } "))} {
 			e, err := newScanner(r).next()
-			if err != nil || string(e.GetMessage()) != want || e.GetCursor() != "s=1;i=1;b=2;m=3;t=4;x=5" {
+			if err != nil || string(e.GetMessage()) != want || e.GetCursor() != cur {
 				t.Errorf("%s: %q, %v", text, e.GetMessage(), err)
 			}
 		}
@@ -58,7 +61,7 @@ func TestValues(t *testing.T) {
 func TestEntry(t *testing.T) {
 	text := head + `"MESSAGE":"m","PRIORITY":"3","_PID":"42","SYSLOG_PID":"7","_COMM":"comm","SYSLOG_IDENTIFIER":"id","_SYSTEMD_UNIT":"a.service","OTHER":"x"}`
 	e, err := newScanner(strings.NewReader(text)).next()
-	want := &brokerv1.JournalEntry{Unit: "a.service", Identifier: "id", Pid: 42, Priority: brokerv1.JournalPriority_JOURNAL_PRIORITY_ERROR, Message: []byte("m"), Cursor: "s=1;i=1;b=2;m=3;t=4;x=5"}
+	want := &brokerv1.JournalEntry{Unit: "a.service", Identifier: "id", Pid: 42, Priority: brokerv1.JournalPriority_JOURNAL_PRIORITY_ERROR, Message: []byte("m"), Cursor: cur}
 	want.EntryTime = e.GetEntryTime()
 	if err != nil || !proto.Equal(e, want) || e.GetEntryTime().AsTime().UnixMicro() != 1500000000000001 {
 		t.Errorf("%v, %v", e, err)
@@ -68,8 +71,8 @@ func TestEntry(t *testing.T) {
 		t.Errorf("%v, %v", e, err)
 	}
 	// The first of a name counts: journalctl writes its own first.
-	e, err = newScanner(strings.NewReader(head + `"MESSAGE":"m","__CURSOR":"s=f;i=f;b=f;m=f;t=f;x=f","MESSAGE":"n"}`)).next()
-	if err != nil || string(e.GetMessage()) != "m" || e.GetCursor() != "s=1;i=1;b=2;m=3;t=4;x=5" {
+	e, err = newScanner(strings.NewReader(head + `"MESSAGE":"m","__CURSOR":"s=ffffffffffffffffffffffffffffffff;i=f;b=ffffffffffffffffffffffffffffffff;m=f;t=f;x=f","MESSAGE":"n"}`)).next()
+	if err != nil || string(e.GetMessage()) != "m" || e.GetCursor() != cur {
 		t.Errorf("%v, %v", e, err)
 	}
 }

@@ -14,13 +14,14 @@ import (
 	"github.com/gortium/hermes-broker/internal/hostv1"
 	"github.com/gortium/hermes-broker/server/call"
 	"github.com/gortium/hermes-broker/server/fault"
+	"github.com/gortium/hermes-broker/server/hostlink"
 	"github.com/gortium/hermes-broker/server/page"
 )
 
 // Config is whom the service asks. Every field is required.
 type Config struct {
 	// List lists the sockets of the host, or of all network namespaces.
-	List func(ctx context.Context, allNamespaces bool) (sockets []*hostv1.Socket, incomplete bool, err error)
+	List func(ctx context.Context, allNamespaces bool) (hostlink.Sockets, error)
 	// Containers gives all of the engine's containers.
 	Containers func(ctx context.Context) ([]*brokerv1.Container, error)
 	// Reach works out who can get to a port.
@@ -53,13 +54,16 @@ func (s *Service) ListeningSockets(ctx context.Context, req *brokerv1.ListeningS
 	if _, known := brokerv1.TransportProtocol_name[int32(req.GetProtocol())]; !known {
 		return nil, fault.Invalid("protocol", "give TCP, UDP, or nothing for both")
 	}
-	all, incomplete, err := s.List(ctx, req.GetIncludeContainers())
+	found, err := s.List(ctx, req.GetIncludeContainers())
 	if err != nil {
 		return nil, err
 	}
 	v := &view{resp: &brokerv1.ListeningSocketsResponse{}}
-	if incomplete {
+	if found.HoldersMissing {
 		v.problem("some processes could not be looked into: who holds a socket may be missing")
+	}
+	if found.SocketsMissing {
+		v.problem("there are more sockets or networks than the broker looks at: some are missing, and none of the host's own unless it has that many")
 	}
 	containers, err := s.Containers(ctx)
 	if ctx.Err() != nil {
@@ -77,7 +81,7 @@ func (s *Service) ListeningSockets(ctx context.Context, req *brokerv1.ListeningS
 	}
 	v.index(ctx, containers)
 	var items []page.Item[*brokerv1.ListeningSocket]
-	for _, socket := range all {
+	for _, socket := range found.All {
 		if shown, key := v.socket(socket); shown != nil {
 			items = append(items, page.Item[*brokerv1.ListeningSocket]{Key: key, Value: shown})
 		}
@@ -135,8 +139,12 @@ func (v *view) socket(s *hostv1.Socket) (*brokerv1.ListeningSocket, string) {
 	}
 	container := ""
 	for _, h := range s.GetHolders() {
-		l.Processes = append(l.Processes, &brokerv1.SocketProcess{Pid: h.GetPid(), Name: strings.ToValidUTF8(string(h.GetName()), "\uFFFD")})
-		container = cmp.Or(container, h.GetContainerId())
+		id := h.GetContainerId()
+		container = cmp.Or(container, id)
+		// Nor is what runs in one that the caller may not list.
+		if id == "" || v.names[id] != "" {
+			l.Processes = append(l.Processes, &brokerv1.SocketProcess{Pid: h.GetPid(), Name: strings.ToValidUTF8(string(h.GetName()), "\uFFFD")})
+		}
 	}
 	if !s.GetOfHost() {
 		// The inside of a container that the caller may not list is not shown.
@@ -145,11 +153,12 @@ func (v *view) socket(s *hostv1.Socket) (*brokerv1.ListeningSocket, string) {
 		}
 		return l, key(l, s)
 	}
+	published := ""
 	if container == "" {
-		container = v.published[port{s.GetUdp(), address.String(), s.GetPort()}]
-		l.Published = container != ""
+		published = v.published[port{s.GetUdp(), address.String(), s.GetPort()}]
 	}
-	l.Container = v.names[container]
+	l.Container = v.names[cmp.Or(container, published)]
+	l.Published = published != "" && l.Container != ""
 	switch {
 	case address.Unmap().IsLoopback():
 		l.Reach = brokerv1.Reach_REACH_LOCAL

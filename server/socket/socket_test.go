@@ -15,6 +15,7 @@ import (
 	"github.com/gortium/hermes-broker/internal/hostv1"
 	"github.com/gortium/hermes-broker/server/call"
 	"github.com/gortium/hermes-broker/server/fault"
+	"github.com/gortium/hermes-broker/server/hostlink"
 )
 
 // scope lets its caller list every container but the hidden one.
@@ -61,8 +62,8 @@ func held(name, container string) func(*hostv1.Socket) {
 
 func service(sockets ...*hostv1.Socket) *Service {
 	return New(Config{
-		List: func(_ context.Context, all bool) ([]*hostv1.Socket, bool, error) {
-			return slices.DeleteFunc(slices.Clone(sockets), func(s *hostv1.Socket) bool { return !all && !s.GetOfHost() }), false, nil
+		List: func(_ context.Context, all bool) (hostlink.Sockets, error) {
+			return hostlink.Sockets{All: slices.DeleteFunc(slices.Clone(sockets), func(s *hostv1.Socket) bool { return !all && !s.GetOfHost() })}, nil
 		},
 		Containers: func(context.Context) ([]*brokerv1.Container, error) {
 			return []*brokerv1.Container{
@@ -106,7 +107,7 @@ func list(t *testing.T, s *Service, req *brokerv1.ListeningSocketsRequest) ([]st
 
 func TestSockets(t *testing.T) {
 	inside := func(container string) func(*hostv1.Socket) {
-		return func(s *hostv1.Socket) { held("nginx", container)(s); s.OfHost = false; s.Namespace = 5 }
+		return func(s *hostv1.Socket) { held("nginx", container)(s); held("other", hiddenID)(s); s.OfHost = false }
 	}
 	s := service(
 		at("0.0.0.0", 22, held("sshd", "")), at("::", 22, func(s *hostv1.Socket) { held("sshd", "")(s); s.Inode = 23 }),
@@ -119,8 +120,8 @@ func TestSockets(t *testing.T) {
 	)
 	want := []string{
 		"TCP 0.0.0.0 22 BLOCKED sshd", "TCP :: 22 BLOCKED sshd", "TCP 127.0.0.1 631 LOCAL cupsd", "TCP ::1 631 LOCAL", "TCP ::ffff:127.0.0.1 632 LOCAL",
-		"TCP 0.0.0.0 8080 OPEN docker-proxy web published", "TCP 0.0.0.0 9090 OPEN other", "TCP :: 9090 OPEN docker-proxy  published",
-		"TCP 0.0.0.0 11434 OPEN ollama web", "TCP 0.0.0.0 11435 OPEN secret", "TCP 0.0.0.0 11436 OPEN old",
+		"TCP 0.0.0.0 8080 OPEN docker-proxy web published", "TCP 0.0.0.0 9090 OPEN other", "TCP :: 9090 OPEN docker-proxy",
+		"TCP 0.0.0.0 11434 OPEN ollama web", "TCP 0.0.0.0 11435 OPEN", "TCP 0.0.0.0 11436 OPEN",
 		"UDP 0.0.0.0 53 BLOCKED dns\uFFFD\x1b,dns2", "UDP :: 53 CONDITIONAL",
 	}
 	got, resp := list(t, s, &brokerv1.ListeningSocketsRequest{})
@@ -161,11 +162,20 @@ func TestWhatCannotBeFoundOutIsSaid(t *testing.T) {
 	}{
 		"processes": {func(s *Service) {
 			list := s.List
-			s.List = func(ctx context.Context, all bool) ([]*hostv1.Socket, bool, error) {
-				sockets, _, err := list(ctx, all)
-				return sockets, true, err
+			s.List = func(ctx context.Context, all bool) (hostlink.Sockets, error) {
+				sockets, err := list(ctx, all)
+				sockets.HoldersMissing = true
+				return sockets, err
 			}
 		}, "who holds a socket", "TCP 0.0.0.0 8080 OPEN x web published"},
+		"sockets": {func(s *Service) {
+			list := s.List
+			s.List = func(ctx context.Context, all bool) (hostlink.Sockets, error) {
+				sockets, err := list(ctx, all)
+				sockets.SocketsMissing = true
+				return sockets, err
+			}
+		}, "more sockets", "TCP 0.0.0.0 8080 OPEN x web published"},
 		"engine": {func(s *Service) {
 			s.Containers = func(context.Context) ([]*brokerv1.Container, error) { return nil, errors.New("down") }
 		}, "names of containers", "TCP 0.0.0.0 8080 OPEN x"},
@@ -184,8 +194,8 @@ func TestWhatCannotBeFoundOutIsSaid(t *testing.T) {
 		}
 	}
 	s := service()
-	s.List = func(context.Context, bool) ([]*hostv1.Socket, bool, error) {
-		return nil, false, fault.Invalid("x", "y")
+	s.List = func(context.Context, bool) (hostlink.Sockets, error) {
+		return hostlink.Sockets{}, fault.Invalid("x", "y")
 	}
 	if _, err := s.ListeningSockets(t.Context(), &brokerv1.ListeningSocketsRequest{}); fault.Reason(err) != "INVALID_ARGUMENT" {
 		t.Error(err)

@@ -18,7 +18,7 @@ const (
 	maxValue    = 16 << 10
 )
 
-// left are settings that say where keys are. hidden are those that can hold a
+// left are settings that say where the host's keys are. hidden are those that can hold a
 // command line or a secret.
 var (
 	left   = map[string]bool{"hostkey": true, "hostcertificate": true, "hostkeyagent": true}
