@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -27,6 +29,47 @@ func sdk(b *testing.B) *dockerclient.Client {
 	}
 	b.Cleanup(func() { cli.Close() })
 	return cli
+}
+
+// BenchmarkFirewall10000 reads a firewall of 10,000 rules through the broker, and
+// has the tool that it asks write them out, in turn. It reports both medians, their
+// ratio, and what brokerd keeps of memory.
+func BenchmarkFirewall10000(b *testing.B) {
+	h := newHost(b, "", "unshare", "--net")
+	br := makeBroker(b, "brokerd", host.Socket, unlimited+"host:\n  socket: "+h.socket()+"\n")
+	br.policy(hostPolicy)
+	br.run()
+	n := &netns{h, br, b, nil}
+	var rules strings.Builder
+	rules.WriteString("*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n")
+	for i := range 10_000 {
+		fmt.Fprintf(&rules, "-A INPUT -s 10.%d.%d.0/24 -p tcp -m tcp --dport %d -m comment --comment \"rule %d\" -j ACCEPT\n", i/250, i%250, 1+i%60000, i)
+	}
+	rules.WriteString("COMMIT\n")
+	n.in(rules.String(), "iptables-nft-restore")
+	c := br.dial("hermes").Firewall()
+	before := br.rss()
+	var ours, theirs []time.Duration
+	for b.Loop() {
+		begun := time.Now()
+		resp, err := c.FirewallStatus(context.Background(), &brokerv1.FirewallStatusRequest{PageSize: 500})
+		ours = append(ours, time.Since(begun))
+		if err != nil || len(resp.GetRules()) != 500 || resp.GetSources()[0].GetRules() != 10_000 {
+			b.Fatal(len(resp.GetRules()), err)
+		}
+		begun = time.Now()
+		for _, tool := range [][]string{{"iptables-nft-save", "-c"}, {"ip6tables-nft-save", "-c"}, {"iptables-legacy-save", "-c"}, {"ip6tables-legacy-save", "-c"}, {"nft", "-j", "list", "ruleset"}} {
+			if out, err := exec.Command("nsenter", append([]string{"-t", fmt.Sprint(h.pid()), "-n"}, tool...)...).Output(); err != nil {
+				b.Fatal(tool, err, len(out))
+			}
+		}
+		theirs = append(theirs, time.Since(begun))
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(p50(ours)/1e6, "broker-p50-ms")
+	b.ReportMetric(p50(theirs)/1e6, "tools-p50-ms")
+	b.ReportMetric(p50(ours)/p50(theirs), "p50-ratio")
+	b.ReportMetric(float64(br.rss()-before)/(1<<20), "rss-added-MiB")
 }
 
 const unlimited = "limits:\n  rate: 1000000\n  burst: 1000000\n"

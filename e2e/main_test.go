@@ -55,7 +55,7 @@ func (s suite) run() (int, error) {
 		env  string
 		args []string
 	}{
-		{"CGO_ENABLED=0", []string{"-ldflags=-s -w", "-o", bin + "/", "../cmd/brokerd", "../cmd/brokerctl", "./agent"}},
+		{"CGO_ENABLED=0", []string{"-ldflags=-s -w", "-o", bin + "/", "../cmd/brokerd", "../cmd/brokerhost", "../cmd/brokerctl", "./agent"}},
 		{"CGO_ENABLED=1", []string{"-race", "-o", bin + "/brokerd-race", "../cmd/brokerd"}},
 	} {
 		cmd := exec.CommandContext(ctx, "go", append(slices.Clone(tags), b.args...)...)

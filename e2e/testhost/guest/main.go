@@ -7,6 +7,8 @@
 //	                ones to stderr; 0 means as fast as they are taken
 //	env             print the environment and exit 0
 //	exit CODE       exit at once
+//	listen NET ADDR listen at an address (tcp, udp), and greet who connects
+//	dial ADDR...    print the addresses that answer to a TCP connection
 //	health [FILE]   exit 0 when there is no FILE or it says "ok", else 1
 //	hostile         print what a log reader must survive, then exit 0
 package main
@@ -14,6 +16,7 @@ package main
 import (
 	"bufio"
 	"fmt"
+	"net"
 	"os"
 	"os/signal"
 	"strconv"
@@ -23,7 +26,7 @@ import (
 )
 
 func main() {
-	args := append(os.Args[1:], "", "")
+	args := append(os.Args[1:], "", "", "")
 	switch args[0] {
 	case "serve":
 		stop := make(chan os.Signal, 1)
@@ -38,6 +41,10 @@ func main() {
 		fmt.Println(strings.Join(os.Environ(), "\n"))
 	case "exit":
 		os.Exit(number(args[1]))
+	case "listen":
+		listen(args[1], args[2])
+	case "dial":
+		dial(os.Args[2:])
 	case "health":
 		os.Exit(health(args[1]))
 	case "hostile":
@@ -83,6 +90,56 @@ func chatter(perSecond int) {
 			w.Flush()
 			<-tick
 		}
+	}
+}
+
+// listen ends at once when it cannot listen.
+func listen(network, address string) {
+	if strings.HasPrefix(network, "udp") {
+		c, err := net.ListenPacket(network, address)
+		must(err)
+		for b := make([]byte, 16); ; {
+			_, from, err := c.ReadFrom(b)
+			must(err)
+			_, _ = c.WriteTo([]byte("hello"), from)
+		}
+	}
+	l, err := net.Listen(network, address)
+	must(err)
+	fmt.Println("listening")
+	for {
+		c, err := l.Accept()
+		must(err)
+		_, _ = c.Write([]byte("hello"))
+		c.Close()
+	}
+}
+
+// dial asks all at once: what is dropped is not answered at all.
+func dial(addresses []string) {
+	open := make(chan string)
+	for _, a := range addresses {
+		go func() {
+			c, err := net.DialTimeout("tcp", a, 400*time.Millisecond)
+			if err != nil {
+				open <- ""
+				return
+			}
+			c.Close()
+			open <- a
+		}()
+	}
+	for range addresses {
+		if a := <-open; a != "" {
+			fmt.Println(a)
+		}
+	}
+}
+
+func must(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "guest:", err)
+		os.Exit(1)
 	}
 }
 
