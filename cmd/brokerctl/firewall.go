@@ -118,7 +118,10 @@ func (a *app) firewallTables(r *brokerv1.FirewallStatusResponse, wide bool) []*t
 		}
 		defaults.add(row...)
 	}
-	all := []*table{sources, defaults}
+	all := []*table{sources}
+	if len(sum.GetDefaults()) > 0 {
+		all = append(all, defaults)
+	}
 	if why := sum.GetUncertain(); why != "" {
 		all = append(all, a.sentence(yellow, "UNCERTAIN: the ports below may not be right, nor be all: %s", why))
 	}
@@ -126,9 +129,16 @@ func (a *app) firewallTables(r *brokerv1.FirewallStatusResponse, wide bool) []*t
 	if n := len(sum.GetOpenPorts()); n >= maxOpenPorts {
 		all = append(all, a.sentence(yellow, "these are the first %d; there may be more", n))
 	}
+	rules := int32(0)
+	for _, s := range r.GetSources() {
+		rules += s.GetRules()
+	}
 	unused := a.sentence(plain, "%d rules have matched nothing; brokerctl firewall rules --without-hits lists them", sum.GetRulesWithoutHits())
 	if sum.GetRulesWithoutHits() == 0 {
 		unused = a.sentence(plain, "every rule that counts has matched something")
+	}
+	if rules == 0 {
+		unused = a.sentence(plain, "there are no rules")
 	}
 	return append(all, unused)
 }

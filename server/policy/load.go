@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -182,7 +183,7 @@ func (l *loader) rule(pos strictyaml.Pos, permissions, on []strictyaml.At[string
 		seen[noun] = true
 		r.On = append(r.On, pattern)
 	}
-	for noun := range wanted {
+	for _, noun := range slices.Sorted(maps.Keys(wanted)) { // Always in the same order: it is shown.
 		switch {
 		case seen[noun]:
 		case l.single[noun]:

@@ -304,3 +304,19 @@ func BenchmarkDecide(b *testing.B) {
 		}
 	}
 }
+
+// TestUnnamedResourcesHaveAnOrder: who looks at the grants twice sees the same.
+func TestUnnamedResourcesHaveAnOrder(t *testing.T) {
+	single := map[string]bool{"broker": true, "engine": true, "firewall": true, "ssh": true, "sockets": true}
+	vocabulary := map[string]string{"sockets.list": "sockets", "ssh.config": "ssh", "firewall.status": "firewall", "engine.info": "engine"}
+	const text = "trust_domain: home.example\ncallers:\n  - id: " + hermes + "\n    grants:\n      - allow: [sockets.list, ssh.config, firewall.status, engine.info]\n"
+	for range 20 {
+		p, problems := Parse("p", []byte(text), vocabulary, single)
+		if len(problems) > 0 {
+			t.Fatal(problems)
+		}
+		if on := p.Caller(hermes).Grants[0].On; len(on) != 4 || on[0].Noun() != "engine" || on[1].Noun() != "firewall" || on[2].Noun() != "sockets" || on[3].Noun() != "ssh" {
+			t.Fatalf("%v", on)
+		}
+	}
+}
