@@ -17,9 +17,9 @@
 //     again chooses the ID ([NewRequestID]) and sends the same request with the
 //     same ID: the broker then gives the first answer again. Changes without an
 //     ID get a new one; the caller's message is never written to.
-//   - Following. [Client.FollowLogs], [Client.FollowEvents] and
-//     [Client.WatchOperation] read streams to their end over as many calls as that
-//     takes.
+//   - Following. [Client.FollowLogs], [Client.FollowEvents], [Client.FollowJournal]
+//     and [Client.WatchOperation] read streams to their end over as many calls as
+//     that takes.
 //   - Errors. [Reason], [RetryAfter] and [ErrorMetadata] read what the broker
 //     says about a failure.
 //

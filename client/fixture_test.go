@@ -154,6 +154,7 @@ type broker struct {
 	brokerv1.UnimplementedImageServiceServer
 	brokerv1.UnimplementedEngineServiceServer
 	brokerv1.UnimplementedOperationServiceServer
+	brokerv1.UnimplementedJournalServiceServer
 	brokerv1.UnimplementedBrokerServiceServer
 
 	address string
@@ -163,6 +164,7 @@ type broker struct {
 	logs    func(n int, req *brokerv1.ContainerLogsRequest, s grpc.ServerStreamingServer[brokerv1.ContainerLogsResponse]) error
 	watch   func(n int, req *brokerv1.WatchOperationRequest, s grpc.ServerStreamingServer[brokerv1.WatchOperationResponse]) error
 	events  func(n int, req *brokerv1.EventsRequest, s grpc.ServerStreamingServer[brokerv1.EventsResponse]) error
+	journal func(n int, req *brokerv1.ReadJournalRequest, s grpc.ServerStreamingServer[brokerv1.ReadJournalResponse]) error
 	pull    func(req *brokerv1.PullRequest, s grpc.ServerStreamingServer[brokerv1.PullResponse]) error
 
 	mu       sync.Mutex
@@ -222,6 +224,10 @@ func (b *broker) Events(req *brokerv1.EventsRequest, s grpc.ServerStreamingServe
 	return b.events(b.seen(s.Context()), req, s)
 }
 
+func (b *broker) ReadJournal(req *brokerv1.ReadJournalRequest, s grpc.ServerStreamingServer[brokerv1.ReadJournalResponse]) error {
+	return b.journal(b.seen(s.Context()), req, s)
+}
+
 func (b *broker) Pull(req *brokerv1.PullRequest, s grpc.ServerStreamingServer[brokerv1.PullResponse]) error {
 	b.seen(s.Context())
 	b.mu.Lock()
@@ -254,6 +260,7 @@ func (b *broker) start(lis net.Listener, a *authority, cert tls.Certificate, ver
 	brokerv1.RegisterImageServiceServer(s, b)
 	brokerv1.RegisterEngineServiceServer(s, b)
 	brokerv1.RegisterOperationServiceServer(s, b)
+	brokerv1.RegisterJournalServiceServer(s, b)
 	brokerv1.RegisterBrokerServiceServer(s, b)
 	go func() { _ = s.Serve(lis) }()
 	return s.Stop

@@ -78,6 +78,33 @@ func (c *Client) FollowEvents(ctx context.Context, req *brokerv1.EventsRequest) 
 	}
 }
 
+// FollowJournal yields the entries of a source of the host's journal as they come,
+// and goes on by itself as FollowLogs does, behind the newest entry that it yielded;
+// no entry is yielded twice.
+//
+// req names the source and where to begin; Follow is taken as set. The sequence ends
+// with ctx. Its last element has the error, if there is one, and no entry. Breaking
+// off hangs up.
+func (c *Client) FollowJournal(ctx context.Context, req *brokerv1.ReadJournalRequest) iter.Seq2[*brokerv1.JournalEntry, error] {
+	return func(yield func(*brokerv1.JournalEntry, error) bool) {
+		req := proto.CloneOf(req)
+		req.Follow = true
+		f := follower[brokerv1.ReadJournalResponse, brokerv1.JournalEntry]{
+			client: c,
+			open: func(ctx context.Context) (grpc.ServerStreamingClient[brokerv1.ReadJournalResponse], error) {
+				return c.Journal().ReadJournal(ctx, req, once{})
+			},
+			items: (*brokerv1.ReadJournalResponse).GetEntries,
+			known: func(e *brokerv1.JournalEntry) bool {
+				// From here on a new call has to begin behind it.
+				req.Cursor, req.Since = e.GetCursor(), nil
+				return false
+			},
+		}
+		f.follow(ctx, yield)
+	}
+}
+
 // follower reads a stream of M to its end, over as many calls as that takes, and
 // yields the Ts in it.
 type follower[M, T any] struct {

@@ -252,3 +252,43 @@ func TestFollowEventsResumes(t *testing.T) {
 		}
 	}
 }
+
+// TestFollowJournalResumes: by the cursor of what was seen, wherever it was cut.
+func TestFollowJournalResumes(t *testing.T) {
+	for cut := range len(times) + 1 {
+		since := &timestamppb.Timestamp{Seconds: 1}
+		b := &broker{journal: func(n int, req *brokerv1.ReadJournalRequest, s grpc.ServerStreamingServer[brokerv1.ReadJournalResponse]) error {
+			first := 0
+			if cursor := req.GetCursor(); cursor != "" {
+				if _, err := fmt.Sscanf(cursor, "line %d", &first); err != nil || req.GetSince() != nil {
+					return status.Error(codes.InvalidArgument, "cursor and since")
+				}
+				first++
+			}
+			for i := first; i < len(times); i++ {
+				if n == 1 && i == cut {
+					break
+				}
+				line := fmt.Sprintf("line %d", i)
+				if err := s.Send(&brokerv1.ReadJournalResponse{Entries: []*brokerv1.JournalEntry{{Message: []byte(line), Cursor: line}}}); err != nil {
+					return err
+				}
+			}
+			if !req.GetFollow() || n > 1 {
+				return nil
+			}
+			return refusal(codes.Unavailable, "HOST_UNAVAILABLE", 0)
+		}}
+		var lines []string
+		req := &brokerv1.ReadJournalRequest{Source: "kernel", Since: since}
+		for e, err := range pairUp(t, b).FollowJournal(within(t, 5*time.Second), req) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines = append(lines, string(e.GetMessage()))
+		}
+		if !slices.Equal(lines, allLines()) || req.GetCursor() != "" || req.GetFollow() || req.GetSince() != since {
+			t.Errorf("cut after %d: %q, %v", cut, lines, req)
+		}
+	}
+}

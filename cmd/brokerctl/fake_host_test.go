@@ -265,7 +265,7 @@ func (h *fakeHost) ReadJournal(r *brokerv1.ReadJournalRequest, s grpc.ServerStre
 		at := slices.IndexFunc(all, func(e *brokerv1.JournalEntry) bool { return e.GetCursor() == r.GetCursor() }) + 1
 		broken = []error{
 			refusal(codes.Aborted, "STREAM_EXPIRED", "the stream is old", time.Millisecond, nil),
-			refusal(codes.PermissionDenied, "ACCESS_REVOKED", "the certificate expired", time.Millisecond, nil),
+			refusal(codes.Unavailable, "HOST_UNAVAILABLE", "brokerhost was restarted", time.Millisecond, nil),
 			refusal(codes.Unavailable, "SHUTTING_DOWN", "the broker is stopping", time.Millisecond, nil),
 			nil,
 		}[at]

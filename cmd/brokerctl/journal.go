@@ -12,9 +12,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/gortium/hermes-broker/api/brokerv1"
 	"github.com/gortium/hermes-broker/client"
@@ -74,8 +71,8 @@ a unit that is not known. Control characters are shown as escapes.`,
 			ctx, cancel = a.deadline(ctx, 0)
 			defer cancel()
 		}
-		r := journalReader{client: c}
-		for e, err := range r.entries(ctx, req) {
+		var end *brokerv1.JournalEnd
+		for e, err := range a.journalEntries(ctx, c, req, &end) {
 			if err != nil {
 				return failed("journal "+args[0], err)
 			}
@@ -83,7 +80,7 @@ a unit that is not known. Control characters are shown as escapes.`,
 				return err
 			}
 		}
-		a.noteEnd(req, r.end, f)
+		a.noteEnd(req, end, f)
 		return nil
 	})
 	return cmd
@@ -157,76 +154,32 @@ func priorityColour(p brokerv1.JournalPriority) colour {
 	return plain
 }
 
-// journalReader reads entries to their end; whoever follows, over as many calls as
-// that takes.
-type journalReader struct {
-	client *client.Client
-	end    *brokerv1.JournalEnd // once there is one
-
-	failures int // drops in a row without an entry between
-}
-
-func (r *journalReader) entries(ctx context.Context, req *brokerv1.ReadJournalRequest) iter.Seq2[*brokerv1.JournalEntry, error] {
-	return func(yield func(*brokerv1.JournalEntry, error) bool) {
-		req := proto.CloneOf(req)
-		for {
-			stream, err := r.client.Journal().ReadJournal(ctx, req)
-			for batch := range messages(stream, &err) {
-				for _, e := range batch.GetEntries() {
-					if !yield(e, nil) {
-						return
-					}
-					// From here on a new call has to begin behind it.
-					req.Cursor, req.Since, r.failures = e.GetCursor(), nil, 0
+// journalEntries are the entries that req asks for. When they have ended, end says
+// why, and where.
+func (a *app) journalEntries(ctx context.Context, c *client.Client, req *brokerv1.ReadJournalRequest, end **brokerv1.JournalEnd) iter.Seq2[*brokerv1.JournalEntry, error] {
+	if req.GetFollow() {
+		return func(yield func(*brokerv1.JournalEntry, error) bool) {
+			for e, err := range c.FollowJournal(ctx, req) {
+				*end = &brokerv1.JournalEnd{Cursor: firstOf(e.GetCursor(), (*end).GetCursor())}
+				if !yield(e, err) {
+					return
 				}
-				r.end = batch.GetEnd()
-			}
-			if err == nil {
-				return
-			}
-			if !req.GetFollow() || !r.resume(ctx, err) {
-				yield(nil, err)
-				return
 			}
 		}
 	}
-}
-
-// A reader that lost the broker opens its stream again as the client's followers
-// do: for about half a minute, and not when it is asked to wait for longer.
-const (
-	resumeAttempts = 10
-	resumePause    = 5 * time.Second
-	maxAskedPause  = 30 * time.Second
-)
-
-// resume waits until the stream may be opened again after err, and reports false
-// when err is the end.
-func (r *journalReader) resume(ctx context.Context, err error) bool {
-	switch reason := client.Reason(err); {
-	case reason == brokerv1.ErrorReason_ERROR_REASON_STREAM_EXPIRED:
-		r.failures = 0 // A silent stream ends like this for ever, and well.
-	case reason == brokerv1.ErrorReason_ERROR_REASON_ACCESS_REVOKED && r.failures < resumeAttempts:
-		r.failures = resumeAttempts // Once, with the certificate that may be renewed by now.
-	case status.Code(err) == codes.Unavailable && r.failures < resumeAttempts:
-		r.failures++
-	default:
-		return false
-	}
-	wait, ok := client.RetryAfter(err)
-	if !ok {
-		wait = min(100*time.Millisecond<<r.failures, resumePause)
-	}
-	if wait > maxAskedPause {
-		return false
-	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
+	return func(yield func(*brokerv1.JournalEntry, error) bool) {
+		stream, err := c.Journal().ReadJournal(ctx, req)
+		for batch := range messages(stream, &err) {
+			for _, e := range batch.GetEntries() {
+				if !yield(e, nil) {
+					return
+				}
+			}
+			*end = batch.GetEnd()
+		}
+		if err != nil {
+			yield(nil, err)
+		}
 	}
 }
 
