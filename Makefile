@@ -33,6 +33,7 @@ demo: ## Show the main job on a real container engine (as root; about a minute)
 .PHONY: test
 test: ## Run every test, end to end ones too, with the race detector (as root)
 	@scripts/install-test-deps
+	@scripts/fail2ban-current >/dev/null
 	go vet ./...
 	go test -race -timeout 20m $$(go list ./... | grep -v /e2e)
 	go test -race -timeout 30m $(E2E)
@@ -40,6 +41,7 @@ test: ## Run every test, end to end ones too, with the race detector (as root)
 .PHONY: e2e-engines
 e2e-engines: ## Run the end-to-end suite on this machine's engine and on the current one (as root)
 	@scripts/install-test-deps
+	@scripts/fail2ban-current >/dev/null
 	@set -e; current=$$(scripts/engine-root); summary=; \
 	for root in '' "$$current"; do \
 	  engine=$$(PATH=$$PATH:/usr/sbin:/sbin; $${root:+chroot "$$root"} dockerd --version); \
