@@ -220,8 +220,8 @@ func TestToolsThatMisbehave(t *testing.T) {
 	}
 	for body, reason := range map[string]brokerv1.ErrorReason{
 		sleep + " & " + sleep: brokerv1.ErrorReason_ERROR_REASON_TOOL_TIMEOUT,
-		"exec cat /dev/zero": brokerv1.ErrorReason_ERROR_REASON_TOOL_OUTPUT_TOO_LARGE,
-		"kill -KILL $$":      brokerv1.ErrorReason_ERROR_REASON_TOOL_FAILED,
+		"exec cat /dev/zero":  brokerv1.ErrorReason_ERROR_REASON_TOOL_OUTPUT_TOO_LARGE,
+		"kill -KILL $$":       brokerv1.ErrorReason_ERROR_REASON_TOOL_FAILED,
 		"echo 'canary: no such option /etc/ssh/secret' >&2; exit 255": brokerv1.ErrorReason_ERROR_REASON_TOOL_FAILED,
 		"echo hello": brokerv1.ErrorReason_ERROR_REASON_TOOL_OUTPUT_INVALID,
 	} {
