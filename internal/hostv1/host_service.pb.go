@@ -274,10 +274,8 @@ type Tool struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its name in the table: "iptables_nft_save".
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Its configured path.
-	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
 	// Why it cannot be used now; empty when it can.
-	Problem       string `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"`
+	Problem       string `protobuf:"bytes,2,opt,name=problem,proto3" json:"problem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -315,13 +313,6 @@ func (*Tool) Descriptor() ([]byte, []int) {
 func (x *Tool) GetName() string {
 	if x != nil {
 		return x.Name
-	}
-	return ""
-}
-
-func (x *Tool) GetPath() string {
-	if x != nil {
-		return x.Path
 	}
 	return ""
 }
@@ -1275,11 +1266,10 @@ const file_hermes_host_v1_host_service_proto_rawDesc = "" +
 	"!hermes/host/v1/host_service.proto\x12\x0ehermes.host.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x11\n" +
 	"\x0fDescribeRequest\">\n" +
 	"\x10DescribeResponse\x12*\n" +
-	"\x05tools\x18\x01 \x03(\v2\x14.hermes.host.v1.ToolR\x05tools\"H\n" +
+	"\x05tools\x18\x01 \x03(\v2\x14.hermes.host.v1.ToolR\x05tools\"4\n" +
 	"\x04Tool\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
-	"\x04path\x18\x02 \x01(\tR\x04path\x12\x18\n" +
-	"\aproblem\x18\x03 \x01(\tR\aproblem\"\xc5\x02\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aproblem\x18\x02 \x01(\tR\aproblem\"\xc5\x02\n" +
 	"\vReadRequest\x12C\n" +
 	"\riptables_save\x18\x01 \x01(\v2\x1c.hermes.host.v1.IptablesSaveH\x00R\fiptablesSave\x12=\n" +
 	"\vnft_ruleset\x18\x02 \x01(\v2\x1a.hermes.host.v1.NftRulesetH\x00R\n" +

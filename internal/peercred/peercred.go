@@ -4,6 +4,7 @@
 package peercred
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -59,16 +60,9 @@ func peer(raw net.Conn) (uid uint32, pid int32, err error) {
 	var cred *unix.Ucred
 	failed := control.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
 	if failed != nil || err != nil {
-		return 0, 0, fmt.Errorf("peer credentials: %w", firstError(failed, err))
+		return 0, 0, fmt.Errorf("peer credentials: %w", cmp.Or(failed, err))
 	}
 	return cred.Uid, cred.Pid, nil
-}
-
-func firstError(a, b error) error {
-	if a != nil {
-		return a
-	}
-	return b
 }
 
 // ServerHandshake implements credentials.TransportCredentials.

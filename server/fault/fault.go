@@ -166,6 +166,13 @@ func Annotate(err error, key, value string) error {
 	return status.FromProto(st).Err()
 }
 
+// NotUnderstood says that what a tool of the host's said makes no sense. Where it
+// does not goes to the audit trail.
+func NotUnderstood(tool, callID string) error {
+	return New(brokerv1.ErrorReason_ERROR_REASON_TOOL_OUTPUT_INVALID,
+		"what "+tool+" said is not understood; tell the operator the call's ID, "+callID, With("tool", tool), With("call", callID))
+}
+
 // Internal is a defect or something that must not happen.
 func Internal(callID string) error {
 	return New(brokerv1.ErrorReason_ERROR_REASON_INTERNAL,

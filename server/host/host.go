@@ -132,7 +132,7 @@ func (h *Host) admit(uid int) error {
 func (h *Host) Describe(context.Context, *hostv1.DescribeRequest) (*hostv1.DescribeResponse, error) {
 	resp := &hostv1.DescribeResponse{}
 	for _, t := range h.table() {
-		d := &hostv1.Tool{Name: t.name, Path: t.path}
+		d := &hostv1.Tool{Name: t.name}
 		if problem := t.problem(); problem != nil {
 			d.Problem = problem.Error()
 		}

@@ -79,8 +79,7 @@ func (s *Service) ReadJournal(req *brokerv1.ReadJournalRequest, stream brokerv1.
 	})
 	if errors.Is(err, errMalformed) {
 		call.Note(ctx, "journalctl: "+err.Error())
-		return fault.New(brokerv1.ErrorReason_ERROR_REASON_TOOL_OUTPUT_INVALID,
-			"what journalctl said is not understood; tell the operator the call's ID, "+call.ID(ctx), fault.With("tool", "journalctl"), fault.With("call", call.ID(ctx)))
+		return fault.NotUnderstood("journalctl", call.ID(ctx))
 	}
 	return err
 }

@@ -133,9 +133,7 @@ var rules = []rule{
 	}),
 		"these MACs rest on broken hashes or are too short; leave them out of MACs",
 		cis + "Ensure sshd MACs are configured"},
-	{"weak-key-exchange", medium, "kexalgorithms", among(func(name string) bool {
-		return strings.HasSuffix(name, "-sha1") || name == "diffie-hellman-group1-sha1"
-	}),
+	{"weak-key-exchange", medium, "kexalgorithms", among(func(name string) bool { return strings.HasSuffix(name, "-sha1") }),
 		"these key exchanges use SHA-1, some with groups that can be broken; leave them out of KexAlgorithms",
 		"RFC 9142, section 4"},
 	{"dsa-host-keys", high, "hostkeyalgorithms", among(func(name string) bool { return strings.HasPrefix(name, "ssh-dss") }),

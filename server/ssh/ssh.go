@@ -31,8 +31,7 @@ func (s *Service) SshdConfig(ctx context.Context, _ *brokerv1.SshdConfigRequest)
 	c, err := parse(data)
 	if err != nil {
 		call.Note(ctx, "sshd: "+err.Error())
-		return nil, fault.New(brokerv1.ErrorReason_ERROR_REASON_TOOL_OUTPUT_INVALID,
-			"what sshd said is not understood; tell the operator the call's ID, "+call.ID(ctx), fault.With("tool", "sshd"), fault.With("call", call.ID(ctx)))
+		return nil, fault.NotUnderstood("sshd", call.ID(ctx))
 	}
 	return c.response(), nil
 }
