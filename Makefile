@@ -10,7 +10,9 @@ TAGS    := grpcnotrace,retrynotrace
 GOBUILD := CGO_ENABLED=0 go build -trimpath -tags $(TAGS) -ldflags '-s -w -X github.com/gortium/hermes-broker/server.Version=$(VERSION) -X main.version=$(VERSION)'
 
 FUZZTIME ?= 30s
-# Tests that need a container engine; see scripts/install-test-deps.
+# Tests that need a container engine; see scripts/install-test-deps. Like those of the
+# module as a whole they build the programs themselves, which go test does not see: a
+# cached result would be one of other programs.
 E2E := ./e2e/...
 
 .PHONY: help
@@ -35,8 +37,8 @@ test: ## Run every test, end to end ones too, with the race detector (as root)
 	@scripts/install-test-deps
 	@scripts/fail2ban-current >/dev/null
 	go vet ./...
-	go test -race -timeout 20m $$(go list ./... | grep -v /e2e)
-	go test -race -timeout 30m $(E2E)
+	go test -race -count=1 -timeout 20m $$(go list ./... | grep -v /e2e)
+	go test -race -count=1 -timeout 30m $(E2E)
 
 .PHONY: e2e-engines
 e2e-engines: ## Run the end-to-end suite on this machine's engine and on the current one (as root)
